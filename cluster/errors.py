@@ -1,0 +1,52 @@
+"""What can go wrong with processes.
+
+    UserError
+    |-- CapacityError        the cluster can never place what the job asks for
+    `-- WorkerCodeError      the user's own code raised; carries the user's traceback
+    EnvironmentFailure
+    |-- StartTimeout         machines or processes did not come up in time
+    |-- GangFailure          a worker died, stalled or failed; a new gang may succeed
+    `-- RetriesExhausted     as often as cluster.max_failures allows; not retried     exit 3
+"""
+
+from configs.errors import EnvironmentFailure, UserError
+
+
+class CapacityError(UserError):
+    """The cluster can never place the gang: received what it has and what was asked."""
+
+
+class WorkerCodeError(UserError):
+    """The user's code raised in a worker.
+
+    Attributes:
+        traceback: The user's own traceback, without Lockstep's frames.
+    """
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback
+
+
+class StartTimeout(EnvironmentFailure):
+    """Machines or processes did not come up within `cluster.start_timeout_s`."""
+
+
+class GangFailure(EnvironmentFailure):
+    """One generation of the gang failed.
+
+    Attributes:
+        kind: What happened: exited, exception, host_lost, stalled or not_formed.
+        rank: The rank it happened to, or -1.
+    """
+
+    def __init__(self, message: str, kind: str = "exited", rank: int = -1) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.rank = rank
+
+
+class RetriesExhausted(EnvironmentFailure):
+    """The gang failed more often than `cluster.max_failures` allows."""
+
+    is_retryable = False

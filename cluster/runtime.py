@@ -1,0 +1,94 @@
+"""The only place that starts or joins Ray.
+
+Embedded by default: a Ray of its own on loopback, gone with the process. With an address it joins a
+cluster. Everything that makes Ray quiet, private and able to hold a gang is decided here.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+
+from cluster.errors import CapacityError
+from configs.errors import EnvironmentFailure
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a gang asks for."""
+
+    workers: int
+    cpus: int
+    gpus: int
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus} GPU(s)" if self.gpus else ""
+        return f"{self.workers} workers with {self.cpus} CPU(s){gpus} each"
+
+
+@contextlib.contextmanager
+def session(need: Need, address: str | None = None, is_verbose: bool = False) -> Iterator[list[str]]:
+    """Ray for the time of a `with` block; yields warnings for the user.
+
+    Raises:
+        CapacityError: The cluster can never place the gang.
+        EnvironmentFailure: The cluster does not answer.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    level = logging.INFO if is_verbose else logging.ERROR
+    warnings = [] if address else _oversubscription(need)
+    try:
+        if address:
+            ray.init(address=address, logging_level=level, log_to_driver=is_verbose)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, need.workers * need.cpus),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                logging_level=level,
+                log_to_driver=is_verbose,
+                _node_ip_address="127.0.0.1",
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the cluster at {address}" if address else "Ray on this machine"
+        raise EnvironmentFailure(f"cannot reach {where}: {error}") from error
+    try:
+        _check_capacity(need)
+        yield warnings
+    finally:
+        ray.shutdown()
+
+
+def _oversubscription(need: Need) -> list[str]:
+    cores = os.cpu_count() or 1
+    asked = need.workers * need.cpus
+    if asked <= cores:
+        return []
+    return [f"{need} on {cores} cores: they share them, each step takes longer."]
+
+
+def _check_capacity(need: Need) -> None:
+    """Whether alive nodes could ever hold all workers, were they free."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = 0
+    for resources in nodes:
+        places = resources.get("CPU", 0) // need.cpus
+        if need.gpus:
+            places = min(places, resources.get("GPU", 0) // need.gpus)
+        room += int(places)
+    if room < need.workers:
+        has = "; ".join(
+            f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
+            for resources in nodes
+        )
+        raise CapacityError(
+            f"the gang asks for {need}; the cluster has {len(nodes)} node(s) with {has}, room for "
+            f"{room}. Use fewer workers or fewer CPUs and GPUs each, or add nodes."
+        )

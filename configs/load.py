@@ -1,0 +1,231 @@
+"""Job files: YAML and overrides in, a checked `Job` out, errors with file, line and field.
+
+Owns precedence (override, then YAML, then default) and the wording of what pydantic finds. Reads
+nothing but the job file itself.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from configs.errors import JobError, UserError, did_you_mean
+from configs.schema import Job
+
+
+def load_job(source: Job | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()) -> Job:
+    """A checked job from a `Job`, a mapping, or the path of a YAML file.
+
+    `overrides` are `a.b=value`, the value in YAML; a later one wins.
+
+    Raises JobError with the file, the line and the field of the first mistakes.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        text = _read(path)
+        values, lines, where = _parse(text, path), _line_numbers(text), str(path)
+    else:
+        values = source.model_dump() if isinstance(source, Job) else dict(source)
+        lines, where = {}, "job"
+    for override in overrides:
+        lines.update(_apply_override(values, override))
+    try:
+        return Job.model_validate(values)
+    except ValidationError as error:
+        raise JobError(_explain(error, lines, where)) from None
+
+
+def dump_job(job: Job) -> str:
+    """The job as YAML that `load_job` reads back to an equal job."""
+    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
+
+
+def job_digest(job: Job) -> str:
+    """Sixteen hex digits that are equal for equal jobs, apart from fields a resume may change."""
+    values = job.model_dump(mode="json", exclude=RESUMABLE_FIELDS)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+RESUMABLE_FIELDS: dict[str, Any] = {
+    "cluster": True,
+    "checkpoint": True,
+    "export": True,
+    "runs_dir": True,
+    "train": {"epochs", "steps_per_execution"},
+}
+"""What may differ between a run and its resumption: nothing that earlier steps depended on."""
+
+
+def differing_fields(job: Job, other: Job) -> list[str]:
+    """Dotted names of the fields in which two jobs differ and must not, for one run."""
+    first = job.model_dump(mode="json", exclude=RESUMABLE_FIELDS)
+    second = other.model_dump(mode="json", exclude=RESUMABLE_FIELDS)
+    return _differences(first, second, "")
+
+
+def _differences(first: Any, second: Any, prefix: str) -> list[str]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        names: list[str] = []
+        for key in sorted({*first, *second}):
+            dotted = f"{prefix}.{key}" if prefix else str(key)
+            names += _differences(first.get(key), second.get(key), dotted)
+        return names
+    return [] if first == second else [prefix]
+
+
+def _read(path: Path) -> str:
+    if path.is_dir():
+        raise JobError(f"{path} is a folder; a job file is allowed. Name the YAML file in it.")
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        raise JobError(_missing_file(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"cannot read {path}: {error}. A text file in YAML is allowed.") from None
+
+
+def _missing_file(path: Path) -> str:
+    folder = path.parent
+    names = [entry.name for entry in folder.glob("*.yaml")] if folder.is_dir() else []
+    guess = did_you_mean(path.name, names)
+    return f"no job file at {path}; the path of a YAML file is needed.{guess}"
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or error
+        raise JobError(f"{place}: not valid YAML: {problem}. Correct the line.") from None
+    if not isinstance(values, dict):
+        kind = "nothing" if values is None else type(values).__name__
+        raise JobError(
+            f"{path}: received {kind}; a mapping with name, model, data and train is allowed. "
+            "See `lockstep schema`."
+        )
+    return values
+
+
+def _line_numbers(text: str) -> dict[tuple[str | int, ...], int]:
+    """Line of each key and list entry of a YAML text, by its place in the tree."""
+    lines: dict[tuple[str | int, ...], int] = {}
+
+    def visit(node: yaml.Node | None, place: tuple[str | int, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                lines[(*place, key.value)] = key.start_mark.line + 1
+                visit(value, (*place, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                lines[(*place, index)] = value.start_mark.line + 1
+                visit(value, (*place, index))
+
+    visit(yaml.compose(text, Loader=yaml.SafeLoader), ())
+    return lines
+
+
+def _apply_override(values: dict[str, Any], override: str) -> dict[tuple[str | int, ...], int]:
+    """Set one dotted field; returns the place with line 0, which marks it as an override."""
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise UserError(
+            f"--set received {override!r}; the form a.b=value is allowed, such as "
+            "--set train.epochs=5."
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: {text!r} is not valid YAML. Quote the value.") from None
+    keys = name.split(".")
+    target = values
+    for depth, key in enumerate(keys[:-1]):
+        if target.get(key) is None:
+            target[key] = {}
+        if not isinstance(target[key], dict):
+            inner = ".".join(keys[: depth + 1])
+            raise UserError(
+                f"--set {override}: {inner} holds {target[key]!r}, not fields. Set {inner} whole."
+            )
+        target[key] = dict(target[key])
+        target = target[key]
+    target[keys[-1]] = value
+    return {tuple(keys): 0}
+
+
+def _explain(
+    error: ValidationError, lines: Mapping[tuple[str | int, ...], int], where: str
+) -> str:
+    messages = []
+    for details in error.errors(include_url=False):
+        place = _schema_place(details["loc"])
+        messages.append(f"{_position(place, lines, where)}: {_sentence(details, place)}")
+    return "\n".join(dict.fromkeys(messages))
+
+
+def _schema_place(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The place in the file: pydantic adds the tried type of a union to the location."""
+    return tuple(
+        part
+        for part in location
+        if isinstance(part, int) or (part.isidentifier() and part != "str")
+    )
+
+
+def _position(
+    place: tuple[int | str, ...], lines: Mapping[tuple[str | int, ...], int], where: str
+) -> str:
+    for length in range(len(place), 0, -1):
+        line = lines.get(place[:length])
+        if line == 0:
+            return "--set"
+        if line is not None:
+            return f"{where}:{line}"
+    return where
+
+
+def _sentence(details: ErrorDetails, place: tuple[int | str, ...]) -> str:
+    dotted = ".".join(str(part) for part in place)
+    kind, value = details["type"], details["input"]
+    if kind == "extra_forbidden":
+        allowed = _allowed_keys(place[:-1])
+        return (
+            f"unknown key {dotted}; allowed here: {', '.join(allowed)}."
+            f"{did_you_mean(str(place[-1]), allowed)}"
+        )
+    if kind == "missing":
+        return f"{dotted} is missing. Add it."
+    if kind == "value_error":
+        text = details["msg"].removeprefix("Value error, ")
+        return f"{dotted}: {text}" if dotted else text
+    received = "a mapping" if isinstance(value, dict) else repr(value)
+    allowed_text = details["msg"].removeprefix("Input should be ")
+    allowed_text = allowed_text[0].lower() + allowed_text[1:]
+    return f"{dotted}: received {received}; allowed: {allowed_text}. Change {dotted}."
+
+
+def _allowed_keys(place: tuple[int | str, ...]) -> list[str]:
+    """Field names of the section at `place`."""
+    section: type[BaseModel] = Job
+    for part in place:
+        if isinstance(part, int):
+            continue
+        section = _section_of(section, part)
+    return list(section.model_fields)
+
+
+def _section_of(section: type[BaseModel], name: str) -> type[BaseModel]:
+    """The section that a field holds, looked for inside unions and lists."""
+    stack: list[Any] = [section.model_fields[name].annotation]
+    while stack:
+        annotation = stack.pop()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return annotation
+        stack.extend(getattr(annotation, "__args__", ()))
+    return section

@@ -1,0 +1,318 @@
+"""What a job is: the typed, frozen schema behind every job file.
+
+Owns the meaning, the units and the defaults of every field. It knows no Keras and reads no files:
+names of layers, losses and the like are checked against the catalogue (`configs.catalog`), what the
+data holds is checked by the packages that read it. `configs.load` turns YAML into a `Job`.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from configs.catalog import check_spec
+
+KerasSpec = str | dict[str, Any]
+"""A Keras object: its name, or a mapping of its class name to its arguments."""
+
+
+def _known(kind: str) -> Callable[[KerasSpec], KerasSpec]:
+    """A validator that refuses names and arguments that `keras.<kind>` does not have."""
+
+    def check(spec: KerasSpec) -> KerasSpec:
+        check_spec(kind, spec)
+        return spec
+
+    return check
+
+
+LayerSpec = Annotated[KerasSpec, AfterValidator(_known("layers"))]
+LossSpec = Annotated[KerasSpec, AfterValidator(_known("losses"))]
+MetricSpec = Annotated[KerasSpec, AfterValidator(_known("metrics"))]
+OptimizerSpec = Annotated[KerasSpec, AfterValidator(_known("optimizers"))]
+CallbackSpec = Annotated[KerasSpec, AfterValidator(_known("callbacks"))]
+
+Paths = str | list[str]
+"""A file, a folder, a glob, or a list of these."""
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """Where the Keras model comes from: exactly one of `layers`, `builder` and `file`."""
+
+    layers: list[LayerSpec] | None = Field(
+        None,
+        description="Layers of a Sequential model in order, each a class name of keras.layers or a "
+        "mapping of the class name to its arguments. The input comes from the data.",
+        min_length=1,
+    )
+    builder: str | None = Field(
+        None,
+        description="A function that returns a Keras model, compiled or not: "
+        "'package.module:function' or 'path/to/file.py:function'.",
+    )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments for the builder."
+    )
+    file: str | None = Field(
+        None, description="An existing .keras or .h5 model to go on from, weights included."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("layers", "builder", "file") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"received {' and '.join(given) or 'none of layers, builder and file'}; exactly one "
+                "of layers, builder and file describes the model. Keep one of them."
+            )
+        if self.arguments and self.builder is None:
+            raise ValueError("arguments has no effect without builder. Remove arguments.")
+        return self
+
+
+class CompileConfig(Section):
+    """What `model.compile` receives."""
+
+    optimizer: OptimizerSpec = Field("adam", description="Optimizer, by name or with arguments.")
+    loss: LossSpec = Field(description="Loss, by name or with arguments.")
+    metrics: list[MetricSpec] = Field(
+        default_factory=list, description="Metrics that ignore the weight column."
+    )
+    weighted_metrics: list[MetricSpec] = Field(
+        default_factory=list, description="Metrics that apply the weight column."
+    )
+    loss_weights: float | None = Field(
+        None, description="Factor of the loss. null: 1.", allow_inf_nan=False
+    )
+
+
+class FeatureConfig(Section):
+    """One input column."""
+
+    name: str = Field(description="The column's name in the files.")
+    shape: list[PositiveInt] | None = Field(
+        None,
+        description="Shape of one row's value for a list column, such as [28, 28, 1]. null: a "
+        "scalar for a scalar column, a vector for a list column.",
+    )
+    normalize: bool | None = Field(
+        None,
+        description="Shift and scale this column to mean 0 and variance 1 (over the last axis of "
+        "its shape). null: what data.normalize says.",
+    )
+
+
+def _named(entry: Any) -> Any:
+    return {"name": entry} if isinstance(entry, str) else entry
+
+
+Feature = Annotated[
+    FeatureConfig, BeforeValidator(_named, json_schema_input_type=str | FeatureConfig)
+]
+
+
+class DataConfig(Section):
+    """The rows: where they are, which columns count, and how they are ordered."""
+
+    train: Paths = Field(description="Training files: a path, a folder, a glob, or a list.")
+    validation: Paths | None = Field(
+        None, description="Rows to evaluate on after each epoch. null: none."
+    )
+    test: Paths | None = Field(
+        None, description="Rows to evaluate on once, at the end. null: none."
+    )
+    features: list[Feature] = Field(
+        description="Input columns in order, as names or with details.", min_length=1
+    )
+    label: str = Field(description="The column to predict.")
+    weight: str | None = Field(
+        None, description="Column with each row's weight in the loss and weighted metrics."
+    )
+    normalize: bool = Field(
+        False,
+        description="Normalise all features with statistics computed once, exactly, over the "
+        "training rows; they travel inside the model.",
+    )
+    on_null: Literal["error", "drop", "zero"] = Field(
+        "error",
+        description="What a null or NaN in a feature, the label or the weight does: stop with an "
+        "error, drop the row, or count as zero (features only; labels and weights always stop).",
+    )
+    shuffle: Literal["none", "window", "full"] = Field(
+        "window",
+        description="none: file order. window: blocks are permuted, rows shuffled inside windows. "
+        "full: one window is a whole virtual shard (holds all rows of a worker in memory).",
+    )
+    virtual_shards: PositiveInt = Field(
+        16,
+        description="Number of equal parts of each epoch's rows that workers own whole; the "
+        "greatest possible number of workers.",
+        le=65536,
+    )
+    window_rows: int = Field(
+        0, description="Rows in a shuffle window. 0: chosen from the size of a row.", ge=0
+    )
+    cache_mb: int = Field(
+        512, description="Decoded data a worker keeps between epochs, in MiB. 0: none.", ge=0
+    )
+
+    @field_validator("features")
+    @classmethod
+    def _features_once(cls, features: list[FeatureConfig]) -> list[FeatureConfig]:
+        names = [feature.name for feature in features]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"received {twice} more than once. Name each column once.")
+        return features
+
+    @model_validator(mode="after")
+    def _roles_differ(self) -> Self:
+        names = [feature.name for feature in self.features]
+        for role in ("label", "weight"):
+            column = getattr(self, role)
+            if column is not None and column in names:
+                raise ValueError(
+                    f"column {column!r} is both {role} and feature; it can be one of them. "
+                    f"Take it out of features."
+                )
+        if self.label == self.weight:
+            raise ValueError(f"column {self.label!r} is both label and weight. Name two columns.")
+        if self.window_rows and self.shuffle != "window":
+            raise ValueError(
+                f"window_rows={self.window_rows} has no effect with shuffle: {self.shuffle}. "
+                "Remove window_rows or set shuffle: window."
+            )
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that is read: features, label and weight, in this order."""
+        extra = [self.label] if self.weight is None else [self.label, self.weight]
+        return [feature.name for feature in self.features] + extra
+
+
+class TrainConfig(Section):
+    """The training itself."""
+
+    epochs: PositiveInt = Field(description="Passes over the training rows.")
+    global_batch_size: PositiveInt = Field(
+        description="Rows of one step, over all workers together; it does not change with their "
+        "number."
+    )
+    seed: int = Field(0, description="Seed of weights, order and dropout.", ge=0, lt=2**31)
+    callbacks: list[CallbackSpec] = Field(
+        default_factory=list,
+        description="Keras callbacks by name or with arguments; the user's own as "
+        "'package.module:Class' or 'path/to/file.py:Class'.",
+    )
+    steps_per_execution: int = Field(
+        0,
+        description="Steps in one call of the compiled loop. 0: chosen while training, so that a "
+        "call takes about a third of a second.",
+        ge=0,
+    )
+    reduce_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Type in which gradients travel between workers. bfloat16 halves the traffic "
+        "and rounds each gradient to 8 bits of precision.",
+    )
+    dtype_policy: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
+        "float32", description="Keras dtype policy of the layers."
+    )
+
+
+class ClusterConfig(Section):
+    """The processes that train."""
+
+    workers: PositiveInt = Field(1, description="Training processes.")
+    cpus_per_worker: PositiveInt = Field(1, description="Cores reserved for each worker.")
+    gpus_per_worker: int = Field(0, description="GPUs reserved for each worker.", ge=0, le=1)
+    start_timeout_s: float = Field(
+        120.0, description="Longest wait for machines, and for a gang to form, in seconds.", gt=0
+    )
+    stall_after_s: float = Field(
+        300.0,
+        description="A gang that reports nothing for so many seconds counts as failed.",
+        gt=0,
+    )
+    max_failures: int = Field(
+        3, description="Failures in one run that are answered by a new gang.", ge=0
+    )
+
+
+class CheckpointConfig(Section):
+    """When training state is written, and how much of it is kept."""
+
+    every_steps: int = Field(
+        0, description="Steps between checkpoints inside an epoch. 0: at epoch ends only.", ge=0
+    )
+    keep: PositiveInt = Field(3, description="Newest checkpoints that are kept.")
+
+
+class ExportConfig(Section):
+    """What the artifact holds."""
+
+    h5: bool = Field(True, description="Write trained_model.h5 beside model.keras.")
+    saved_model: bool = Field(
+        True, description="Write saved_model/, which takes raw columns by name."
+    )
+
+
+class Job(Section):
+    """One training job: model, data, training, and the processes to run it on."""
+
+    name: str = Field(
+        description="Names the run folder and the model: letters, digits, '_', '-' and '.'.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+    )
+    model: ModelConfig
+    compile: CompileConfig | None = Field(
+        None,
+        description="null: the builder or the file gives a compiled model.",
+    )
+    data: DataConfig
+    train: TrainConfig
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
+    runs_dir: str = Field("runs", description="Folder that holds runs/<name>/<run_id>/.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.compile is None and self.model.layers is not None:
+            raise ValueError("compile is missing; layers need at least compile.loss. Add compile.")
+        workers = self.cluster.workers
+        if workers > self.data.virtual_shards:
+            raise ValueError(
+                f"data.virtual_shards={self.data.virtual_shards} cannot feed {workers} workers: "
+                "each worker needs at least one. Set data.virtual_shards to "
+                f"{workers} or more, or cluster.workers to {self.data.virtual_shards} or fewer."
+            )
+        if self.train.global_batch_size < workers:
+            raise ValueError(
+                f"train.global_batch_size={self.train.global_batch_size} is smaller than "
+                f"cluster.workers={workers}: some workers would never have a row. Set "
+                f"train.global_batch_size to {workers} or more, or use fewer workers."
+            )
+        if self.train.reduce_dtype != "float32" and workers == 1:
+            raise ValueError(
+                f"train.reduce_dtype={self.train.reduce_dtype} has no effect with one worker. "
+                "Remove it, or set cluster.workers to 2 or more."
+            )
+        return self

@@ -1,0 +1,17 @@
+"""What can be wrong with data.
+
+    UserError
+    `-- DataError        files, columns or values that the job cannot use
+    EnvironmentFailure
+    `-- ReadError        a file that was fine when planned and cannot be read now
+"""
+
+from configs.errors import EnvironmentFailure, UserError
+
+
+class DataError(UserError):
+    """Files, columns or values that do not fit the job."""
+
+
+class ReadError(EnvironmentFailure):
+    """A block that cannot be read: storage failed, or the file changed after planning."""

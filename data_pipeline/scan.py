@@ -1,0 +1,214 @@
+"""One pass over all rows of a source: nulls by file, rows that stay, exact statistics.
+
+Blocks are read in parallel, each gives float64 sums of its own, and these are merged in the order
+of the blocks, so that the result is the same on any machine with any number of threads. The merge
+is the pairwise update of Chan, Golub and LeVeque (1979).
+"""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.blocks import Block, BlockReader, OnNull
+from data_pipeline.errors import DataError
+from data_pipeline.features import InputLayout
+from data_pipeline.source import Source
+
+_LABEL_SAMPLE_ROWS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations, each `(channels,) float64`."""
+
+    count: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Moments of both sets of rows together."""
+        count = self.count + other.count
+        safe = np.maximum(count, 1)
+        delta = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + delta * other.count / safe,
+            self.squares + other.squares + delta**2 * self.count * other.count / safe,
+        )
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Population variance, `(channels,)`."""
+        return self.squares / np.maximum(self.count, 1)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Shift and scale of the model's input along its last axis, each `(channels,) float32`.
+
+    Channels that are not normalised have mean 0 and variance 1.
+    """
+
+    mean: NDArray[np.float32]
+    variance: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass found.
+
+    Attributes:
+        block_rows: `(blocks,) int64`, rows that stay in each block.
+        dropped_rows: Rows that `data.on_null: drop` leaves out.
+        zeroed_rows: Rows in which `data.on_null: zero` filled a value, by column.
+        statistics: For the model's input, or None where nothing is normalised.
+        constants: What the best constant predictions need.
+    """
+
+    block_rows: NDArray[np.int64]
+    dropped_rows: int
+    zeroed_rows: dict[str, int]
+    statistics: Statistics | None
+    constants: "LabelSummary"
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """What the best constant predictions need to know of a label.
+
+    Above four million rows it speaks of an even sample of the rows.
+
+    Attributes:
+        mean: `(label_size,)`.
+        median: `(label_size,)`.
+        frequencies: Share of each whole value of a single whole-number label that is never
+            negative, in the order of the values; None for any other label.
+    """
+
+    mean: NDArray[np.float64]
+    median: NDArray[np.float64]
+    frequencies: NDArray[np.float64] | None
+
+
+def scan(source: Source, layout: InputLayout, on_null: OnNull, threads: int | None = None) -> Scan:
+    """Read every row once.
+
+    Raises:
+        DataError: A null or NaN where `on_null` does not allow one, a list of another length, or
+            no row left.
+    """
+    reader = BlockReader(source, layout, on_null)
+    stride = -(-source.rows // _LABEL_SAMPLE_ROWS)
+    wanted = any(feature.is_normalized for feature in layout.features)
+
+    def visit(block: int) -> tuple[int, dict[str, int], Moments | None, NDArray[np.generic]]:
+        decoded = reader.read(block)
+        moments = block_moments(decoded, layout) if wanted else None
+        return decoded.rows, decoded.nulls, moments, decoded.label[::stride]
+
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        visits = list(pool.map(visit, range(len(source.blocks))))
+    nulls = [found for _, found, _, _ in visits]
+    _refuse_nulls(source, layout, on_null, nulls)
+    block_rows = np.asarray([rows for rows, _, _, _ in visits], np.int64)
+    kept = int(block_rows.sum())
+    if kept == 0:
+        raise DataError(
+            f"data.{source.role}: data.on_null: drop leaves none of {source.rows} rows. "
+            "Fill the values, or set data.on_null: zero."
+        )
+    total: Moments | None = None
+    for _, _, moments, _ in visits:
+        if moments is not None:
+            total = moments if total is None else total.merge(moments)
+    return Scan(
+        block_rows,
+        source.rows - kept,
+        _sum_counts(nulls) if on_null == "zero" else {},
+        None if total is None else _statistics(total, layout),
+        summarize_labels(np.concatenate([label for _, _, _, label in visits])),
+    )
+
+
+def block_moments(block: Block, layout: InputLayout) -> Moments:
+    """Moments of one block for each channel of the model's input.
+
+    Several elements of a row that share a channel (pixels, time steps) count one by one.
+    """
+    parts: list[Moments] = []
+    for feature, values in zip(layout.features, block.features, strict=True):
+        channels = layout.channels if len(layout.features) == 1 and feature.shape else feature.size
+        table = values.reshape(-1, channels).astype(np.float64)
+        count = np.full(channels, len(table), np.float64)
+        mean = table.mean(axis=0) if len(table) else np.zeros(channels)
+        parts.append(Moments(count, mean, ((table - mean) ** 2).sum(axis=0)))
+    return Moments(
+        np.concatenate([part.count for part in parts]),
+        np.concatenate([part.mean for part in parts]),
+        np.concatenate([part.squares for part in parts]),
+    )
+
+
+def summarize_labels(labels: NDArray[np.generic]) -> LabelSummary:
+    """Mean, median and, for class numbers, the share of each class.
+
+    Args:
+        labels: `(rows, label_size)`.
+    """
+    frequencies = None
+    is_class = labels.dtype.kind in "iu" and labels.shape[1] == 1 and labels.min() >= 0
+    if is_class and labels.max() < 100_000:
+        frequencies = np.bincount(labels[:, 0].astype(np.int64)) / len(labels)
+    values = labels.astype(np.float64)
+    return LabelSummary(values.mean(axis=0), np.median(values, axis=0), frequencies)
+
+
+def _statistics(total: Moments, layout: InputLayout) -> Statistics:
+    mean, variance = total.mean.copy(), total.variance.copy()
+    for feature in layout.features:
+        if not feature.is_normalized:
+            keep = slice(feature.offset, feature.offset + math.prod(feature.shape))
+            mean[keep], variance[keep] = 0.0, 1.0
+    return Statistics(mean.astype(np.float32), variance.astype(np.float32))
+
+
+def _refuse_nulls(
+    source: Source, layout: InputLayout, on_null: OnNull, nulls: list[dict[str, int]]
+) -> None:
+    """Stop where the policy does not allow what was found."""
+    targets = {layout.label, layout.weight}
+    by_file: dict[tuple[str, str], int] = {}
+    for (index, _), found in zip(source.blocks, nulls, strict=True):
+        for column, rows in found.items():
+            if on_null == "error" or (on_null == "zero" and column in targets):
+                key = (column, source.files[index].path)
+                by_file[key] = by_file.get(key, 0) + rows
+    raise_for_nulls(source.role, by_file, targets)
+
+
+def raise_for_nulls(
+    role: str, by_file: dict[tuple[str, str], int], targets: set[str | None]
+) -> None:
+    """Raise DataError for null or NaN rows counted by (column, file); return where there are none."""
+    if not by_file:
+        return
+    (column, path), rows = max(by_file.items(), key=lambda item: item[1])
+    total = sum(by_file.values())
+    more = f" ({total} in all, in {len(by_file)} places)" if len(by_file) > 1 else ""
+    remedy = "drop" if column in targets else "drop or zero"
+    raise DataError(
+        f"data.{role}: column {column!r} is null or NaN in {rows} rows of {path}{more}; "
+        f"data.on_null: error allows none. Clean the data, or set data.on_null: {remedy}."
+    )
+
+
+def _sum_counts(counts: list[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for found in counts:
+        for column, rows in found.items():
+            total[column] = total.get(column, 0) + rows
+    return total
