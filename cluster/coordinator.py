@@ -73,6 +73,10 @@ class Delegate(Protocol):
         """Plain values for the driver; `stopped` is the reason of a requested stop."""
         ...
 
+    def failed(self, error: Exception) -> None:
+        """The run failed; `error` is raised to the driver afterwards."""
+        ...
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -82,7 +86,8 @@ class RunSpec:
         gang: What to place.
         stall_after_s: Silence that counts as a failure.
         max_failures: Failures that are answered by a new generation.
-        delegate: `module:Class`, created with `settings` and a function that emits live events.
+        delegate: `module:Class`, created with `settings` and a function that emits live
+            events.
         settings: Plain values.
     """
 
@@ -122,8 +127,8 @@ class Coordinator:
             while self._stop_reason is None and (stage := delegate.next_stage()) is not None:
                 self._run_stage(gang, stage, delegate)
             return delegate.result(self._stop_reason)
-        except Exception as error:
-            self._record(delegate, "failed", error=f"{type(error).__name__}: {error}")
+        except Exception as error:  # the run's main: recorded, then the driver's to tell
+            delegate.failed(error)
             raise
         finally:
             gang.close()

@@ -54,6 +54,7 @@ class Gang:
         self.hosts: list[Any] = []
         self._group: PlacementGroup | None = None
         self._formed: tuple[int, int] = (0, 0)
+        self._polls: dict[Any, int] = {}
 
     def place(self) -> list[dict[str, Any]]:
         """Reserve the resources of all workers, start their hosts and templates.
@@ -98,7 +99,7 @@ class Gang:
         """
         self._formed = (generation, workers)
         hosts = self.hosts[:workers]
-        addresses = tuple(self._ask([host.reserve.remote() for host in hosts]))
+        addresses = _reachable(self._ask([host.reserve.remote() for host in hosts]))
         launches = [
             Launch(
                 generation, rank, addresses, entry, payload, f"{self.spec.log_dir}/rank-{rank}.log"
@@ -117,11 +118,13 @@ class Gang:
             GangFailure: A host was lost, or nobody said anything for `stall_after_s`.
         """
         generation, workers = self._formed
-        pending = {self.hosts[rank].poll.remote(_POLL_S): rank for rank in range(workers)}
+        # A poll outlives its generation: given up, it would take the next one's messages with it.
+        for rank in set(range(workers)) - set(self._polls.values()):
+            self._polls[self.hosts[rank].poll.remote(_POLL_S)] = rank
         last_said = time.monotonic()
         while True:
-            ready, _ = ray.wait(list(pending), num_returns=1, timeout=_POLL_S)
-            said = [message for ref in ready for message in self._collect(ref, pending)]
+            ready, _ = ray.wait(list(self._polls), num_returns=1, timeout=_POLL_S)
+            said = [message for ref in ready for message in self._collect(ref)]
             for message in said:
                 if message.generation == generation:
                     last_said = time.monotonic()
@@ -190,11 +193,19 @@ class Gang:
             raise GangFailure(f"a host was lost: {error}", "host_lost") from error
         return answers
 
-    def _collect(self, reference: Any, pending: dict[Any, int]) -> list[Message]:
-        rank = pending.pop(reference)
+    def _collect(self, reference: Any) -> list[Message]:
+        rank = self._polls.pop(reference)
         try:
             messages: list[Message] = ray.get(reference)
         except ray.exceptions.RayActorError as error:
             raise GangFailure(f"the host of rank {rank} was lost.", "host_lost", rank) from error
-        pending[self.hosts[rank].poll.remote(_POLL_S)] = rank
+        self._polls[self.hosts[rank].poll.remote(_POLL_S)] = rank
         return messages
+
+
+def _reachable(addresses: Sequence[str]) -> tuple[str, ...]:
+    """Addresses under which the ranks meet: over loopback where one node holds them all."""
+    nodes = {address.rpartition(":")[0] for address in addresses}
+    if len(nodes) > 1:
+        return tuple(addresses)
+    return tuple(f"127.0.0.1:{address.rpartition(':')[2]}" for address in addresses)

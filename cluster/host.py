@@ -26,6 +26,7 @@ from cluster.errors import StartTimeout
 from cluster.template import Launch
 
 _POLL_BATCH = 64
+_FORK_TIMEOUT_S = 30.0
 
 
 class Host:
@@ -39,7 +40,7 @@ class Host:
         self._descriptors: socket.socket | None = None
         self._listener: threading.Thread | None = None
         self._connection: Connection | None = None
-        self._replies: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._forked: queue.Queue[int] = queue.Queue()
         self._fork_lock = threading.Lock()
         self._child: Connection | None = None
         self._launch: Launch | None = None
@@ -111,17 +112,7 @@ class Host:
             self._launch = launch
             self._exited.clear()
             self._connection.send(launch)
-            kind, pid = self._replies.get(timeout=30)
-            if kind != "forked":
-                raise RuntimeError(f"the template answered {kind} to a fork")
-            _, descriptors, _, _ = socket.recv_fds(self._descriptors, 1, 1)
-            self._pid = pid
-            self._child = Connection(descriptors[0])
-            self._listener = threading.Thread(
-                target=self._listen_to_child, args=(self._child, launch), name="child", daemon=True
-            )
-            self._listener.start()
-        return int(pid)
+            return self._forked.get(timeout=_FORK_TIMEOUT_S)
 
     def send(self, generation: int, command: str, body: Any = None) -> None:
         """Send a command to the training process of a generation; nothing if it has ended."""
@@ -171,15 +162,28 @@ class Host:
             except (EOFError, OSError, TypeError):
                 self._exited.set()
                 return
-            if kind == "exited":
+            if kind == "forked":
+                self._adopt(body)
+            elif kind == "exited":
                 self._report_exit(*body)
-            else:
-                self._replies.put((kind, body))
+
+    def _adopt(self, pid: int) -> None:
+        """Take over the channel of a new child, before anything else of it can be heard."""
+        launch, descriptors = self._launch, self._descriptors
+        if launch is None or descriptors is None:
+            return
+        _, handed, _, _ = socket.recv_fds(descriptors, 1, 1)
+        self._pid, self._child = pid, Connection(handed[0])
+        self._listener = threading.Thread(
+            target=self._listen_to_child, args=(self._child, launch), name="child", daemon=True
+        )
+        self._listener.start()
+        self._forked.put(pid)
 
     def _report_exit(self, pid: int, code: int) -> None:
-        if pid != self._pid or self._launch is None:
-            return
         launch = self._launch
+        if pid != self._pid or launch is None:
+            return
         if self._listener is not None:
             self._listener.join(timeout=10)  # what it said last comes before its end
         self._exited.set()

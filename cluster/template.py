@@ -9,6 +9,7 @@ kernel's death signal of its children follows that thread.
 
 import contextlib
 import ctypes
+import faulthandler
 import importlib
 import os
 import selectors
@@ -132,6 +133,7 @@ def _become_worker(launch: Launch, theirs: socket.socket, parent: int) -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _redirect_output(launch.log_file)
+        faulthandler.enable()
         channel = Channel(Connection(theirs.detach()), launch.rank, launch.generation)
         code = _run_entry(channel, launch)
     finally:

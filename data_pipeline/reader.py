@@ -6,6 +6,7 @@ mapped; starting anywhere is starting the range there. Chunks run on over the en
 that the next epoch's first rows are ready when it begins.
 """
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -56,14 +57,13 @@ class ChunkSource(Protocol):
 
 def chunk_dataset(source: ChunkSource, layout: InputLayout, first: int) -> tf.data.Dataset:
     """Chunks `first`, `first + 1`, ... of a source, assembled ahead of use."""
-    label_dtype = tf.as_dtype(layout.label_dtype)
-    types = (tf.float32, label_dtype, tf.float32, tf.int32, tf.float32)
-    shapes = ((None, *layout.input_shape), (None, layout.label_size), (None,), (None,), (None,))
+    signature = chunk_signature(layout)
 
     def assemble(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        arrays = tf.numpy_function(source.assemble, [number], types)
+        arrays = tf.numpy_function(source.assemble, [number], [spec.dtype for spec in signature])
         return tuple(
-            tf.ensure_shape(array, shape) for array, shape in zip(arrays, shapes, strict=True)
+            tf.ensure_shape(array, spec.shape)
+            for array, spec in zip(arrays, signature, strict=True)
         )
 
     options = tf.data.Options()
@@ -74,6 +74,17 @@ def chunk_dataset(source: ChunkSource, layout: InputLayout, first: int) -> tf.da
         .map(assemble, num_parallel_calls=1)
         .prefetch(2)
         .with_options(options)
+    )
+
+
+def chunk_signature(layout: InputLayout) -> tuple[tf.TensorSpec, ...]:
+    """Types and shapes of a chunk's tensors, in the order of the fields of `ChunkRows`."""
+    return (
+        tf.TensorSpec((None, *layout.input_shape), tf.float32),
+        tf.TensorSpec((None, layout.label_size), layout.label_dtype),
+        tf.TensorSpec((None,), tf.float32),
+        tf.TensorSpec((None,), tf.int32),
+        tf.TensorSpec((None,), tf.float32),
     )
 
 
@@ -98,6 +109,7 @@ class TrainingChunks:
         self.chunks_per_epoch = -(-share.plan.steps_per_epoch // self.steps_per_chunk)
         self.chunks = self.chunks_per_epoch * epochs
         self._windows = _WindowLoader(reader, threads)
+        self._order = functools.lru_cache(maxsize=2)(share.plan.for_epoch)
 
     def chunk_of(self, step: int) -> tuple[int, int]:
         """Chunk number that holds a step counted over all epochs, and the step's index in it."""
@@ -115,7 +127,7 @@ class TrainingChunks:
         before = share.rows_before(first_row)
         local_rows = share.rows_before(last_row) - before
         out = _empty_rows(self._layout, local_rows)
-        order = plan.for_epoch(epoch)
+        order = self._order(epoch)
         owned = len(share.shards)
         for index, shard in enumerate(share.shards):
             start, stop = share.positions(shard, first_row), share.positions(shard, last_row)

@@ -128,7 +128,9 @@ def _write_whole(folder: Path, tables: dict[str, pa.Table]) -> None:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as holder:
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True
+        ) as holder:
             new, old = Path(holder, "new"), Path(holder, "old")
             for path, table in tables.items():
                 (new / path).parent.mkdir(parents=True, exist_ok=True)

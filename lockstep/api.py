@@ -1,0 +1,270 @@
+"""The Python side of the front door: `train`, and the run that it returns.
+
+Also what the command line calls. Owns the sequence of a run as its driver sees it: check, plan,
+start, follow, stop.
+"""
+
+import inspect
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from cluster.coordinator import RunHandle, RunSpec
+from cluster.gang import GangSpec
+from cluster.runtime import Need, session
+from configs.errors import UserError
+from configs.load import load_job
+from configs.schema import Job
+from trainer.payloads import PlannedData, TrainingSettings
+from trainer.preflight import open_sources, plan_data
+from trainer.probe import ModelFacts, start_probe
+from trainer.run_folder import RunFolder, open_run_folder
+
+_PRELOAD = ("trainer.worker", "trainer.export")
+_POLL_S = 0.25
+_STOP_TIMEOUT_S = 90.0
+
+
+class Interrupted(UserError):
+    """The user stopped the run; a checkpoint is kept."""
+
+    exit_status = 130
+
+
+class Listener(Protocol):
+    """What is told while a run goes on; all methods may do nothing."""
+
+    def planned(self, plan: "RunPlan") -> None:
+        """Everything is checked and nothing has started."""
+
+    def warned(self, warning: str) -> None:
+        """Something the user should know."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """A live event of the run."""
+
+    def stopping(self) -> None:
+        """A stop was asked for."""
+
+
+class SilentListener:
+    """Tells nothing."""
+
+    def planned(self, plan: "RunPlan") -> None:
+        """Ignored."""
+
+    def warned(self, warning: str) -> None:
+        """Ignored."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Ignored."""
+
+    def stopping(self) -> None:
+        """Ignored."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run before it starts."""
+
+    job: Job
+    folder: RunFolder
+    data: PlannedData
+    model: ModelFacts
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a job is run, apart from what it is.
+
+    Attributes:
+        run_id: Name of the run folder; None for a new one.
+        is_resume: Go on from the newest checkpoint.
+        address: A Ray cluster to join; None for an embedded Ray.
+        is_verbose: Show what TensorFlow and Ray log.
+    """
+
+    run_id: str | None = None
+    is_resume: bool = False
+    address: str | None = None
+    is_verbose: bool = False
+
+
+class Run:
+    """A finished or interrupted run, read from its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json."""
+        summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
+        return summary
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Final metrics by role: train, validation, test, and constant (the best constant's)."""
+        metrics: dict[str, dict[str, float]] = self.summary["metrics"]
+        return metrics
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """Values of each epoch by name, as Keras's `History.history` has them."""
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        by_epoch = {record["epoch"]: record for record in map(json.loads, lines)}
+        history: dict[str, list[float]] = {}
+        for epoch in sorted(by_epoch):
+            for name, value in by_epoch[epoch].items():
+                if name not in ("epoch", "step", "epoch_s", "rows_per_s"):
+                    history.setdefault(name, []).append(value)
+        return history
+
+    @property
+    def artifact(self) -> Path:
+        """The artifact's folder."""
+        return self.folder / "artifact"
+
+    def model(self) -> Any:
+        """The trained Keras model; takes raw, unnormalised rows."""
+        import keras
+
+        return keras.saving.load_model(self.artifact / "model.keras")
+
+
+def train(
+    job: Job | Mapping[str, Any] | str | Path | Callable[..., Any],
+    *,
+    overrides: Sequence[str] = (),
+    options: TrainOptions | None = None,
+    listener: Listener | None = None,
+    **sections: Any,
+) -> Run:
+    """Train a job to its end and return the run.
+
+    Args:
+        job: A Job, a mapping, the path of a job file, or a function that returns a compiled Keras
+            model.
+        overrides: `a.b=value`, applied last.
+        options: How to run it.
+        listener: Is told of the plan and of progress.
+        **sections: With a function: the sections `data`, `train` and others of the job as
+            mappings, and `name`.
+
+    Raises:
+        UserError: Something is wrong with the job; nothing was started.
+        Interrupted: Ctrl-C; a checkpoint is kept.
+        EnvironmentFailure: Machines or processes failed for good.
+    """
+    options = options or TrainOptions()
+    listener = listener or SilentListener()
+    if callable(job):
+        job = _job_from_function(job, sections)
+    elif sections:
+        raise UserError(f"{sorted(sections)} have no effect without a model function.")
+    loaded = load_job(job, overrides)
+    sources, layout = open_sources(loaded)
+    probe = start_probe(loaded, layout)
+    try:
+        need = Need(
+            loaded.cluster.workers, loaded.cluster.cpus_per_worker, loaded.cluster.gpus_per_worker
+        )
+        data = plan_data(loaded, sources, layout)
+        facts = probe.facts(loaded.cluster.start_timeout_s)
+    finally:
+        probe.kill()
+    for warning in facts.warnings:
+        listener.warned(warning)
+    for role, scan in data.scans.items():
+        if scan.dropped_rows:
+            listener.warned(f"data.{role}: {scan.dropped_rows} rows with null or NaN are dropped.")
+        for column, rows in scan.zeroed_rows.items():
+            listener.warned(f"data.{role}: {rows} null or NaN in {column!r} count as zero.")
+    folder = open_run_folder(loaded, options.run_id, options.is_resume)
+    plan = RunPlan(loaded, folder, data, facts)
+    listener.planned(plan)
+    with session(need, options.address, options.is_verbose) as warnings:
+        for warning in warnings:
+            listener.warned(warning)
+        _follow(RunHandle(_run_spec(plan)), listener)
+    return Run(folder.path)
+
+
+def _run_spec(plan: RunPlan) -> RunSpec:
+    cluster = plan.job.cluster
+    folder = plan.folder.path
+    gang = GangSpec(
+        workers=cluster.workers,
+        cpus=cluster.cpus_per_worker,
+        gpus=cluster.gpus_per_worker,
+        preload=_PRELOAD,
+        environment=_worker_environment(cluster.gpus_per_worker),
+        log_dir=str(folder / "logs"),
+        start_timeout_s=cluster.start_timeout_s,
+    )
+    settings = TrainingSettings(
+        plan.job, plan.folder.run_id, str(folder), plan.data, plan.folder.is_resumed
+    )
+    return RunSpec(
+        gang,
+        cluster.stall_after_s,
+        cluster.max_failures,
+        "trainer.supervisor:TrainingSupervisor",
+        settings,
+    )
+
+
+def _worker_environment(gpus: int) -> dict[str, str]:
+    environment = {
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1"),
+        "TF_GRPC_REUSE_PORT": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return environment if gpus else {**environment, "CUDA_VISIBLE_DEVICES": "-1"}
+
+
+def _follow(handle: RunHandle, listener: Listener) -> None:
+    """Pass events on until the run has ended; Ctrl-C asks for a clean stop, a second one ends it."""
+    stop_asked_at: float | None = None
+    while True:
+        try:
+            is_finished = handle.is_finished()
+            for event in handle.events(0.0 if is_finished else _POLL_S):
+                listener.event(event)
+            if is_finished:
+                break
+            if stop_asked_at is not None and time.monotonic() - stop_asked_at > _STOP_TIMEOUT_S:
+                handle.kill()
+                raise Interrupted("stopped; the workers did not answer, they were ended.")
+        except KeyboardInterrupt:
+            if stop_asked_at is not None:
+                handle.kill()
+                raise Interrupted("ended at once; the newest checkpoint is kept.") from None
+            stop_asked_at = time.monotonic()
+            listener.stopping()
+            handle.request_stop("Ctrl-C")
+    summary = handle.result()
+    if summary["status"] == "interrupted":
+        raise Interrupted(
+            f"stopped after step {summary['steps']}; the checkpoint is in {summary['run_folder']}. "
+            "Go on with --resume."
+        )
+
+
+def _job_from_function(function: Callable[..., Any], sections: dict[str, Any]) -> dict[str, Any]:
+    """A job whose builder is a function of the caller's, named by its file."""
+    source = inspect.getsourcefile(function)
+    name = getattr(function, "__qualname__", "")
+    if source is None or not Path(source).exists() or not name.isidentifier():
+        raise UserError(
+            f"received {name or function!r}, which workers cannot find; a function at the top of a "
+            "Python file is allowed. Move it there, outside of other functions and notebooks."
+        )
+    job = {"name": name.replace("_", "-"), **sections}
+    return {**job, "model": {"builder": f"{Path(source).absolute()}:{name}"}}

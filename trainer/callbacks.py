@@ -1,0 +1,216 @@
+"""Keras callbacks in a group of workers: run once, on rank 0; what they decide holds for all.
+
+Callbacks see a plain Keras model (the *shadow*: a copy outside the strategy, brought up to date
+before each hook), so they may save, predict or evaluate without any collective. Afterwards whatever
+they changed, weights, learning rate or `stop_training`, is broadcast, so ranks cannot disagree. With
+one worker the shadow is the model itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from configs.schema import Job
+from trainer.errors import user_code_error
+from trainer.model import make
+from trainer.payloads import Arrays
+from trainer.state import capture, named_variables, restore
+from trainer.strategy import Group
+
+_PATH_ARGUMENTS = ("filename", "filepath", "log_dir", "backup_dir")
+_BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """What callbacks changed."""
+
+    stop: bool
+    arrays: Arrays
+
+
+class CallbackRunner:
+    """Calls the job's callbacks in Keras's order. Every method is a collective.
+
+    Args:
+        job: Names the callbacks.
+        group: Who takes part.
+        model: The model under the strategy.
+        make_shadow: Builds the same model outside the strategy; called on rank 0 of several only.
+        run_folder: Relative paths in callbacks lie in it.
+        steps_per_epoch: Told to the callbacks, as `fit` does.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        group: Group,
+        model: keras.Model,
+        make_shadow: Callable[[], keras.Model],
+        run_folder: Path,
+        steps_per_epoch: int,
+    ) -> None:
+        self._group = group
+        self._model = model
+        self._callbacks: list[keras.callbacks.Callback] = []
+        self._list: keras.callbacks.CallbackList | None = None
+        self._shadow = model
+        self.should_stop = False
+        self.is_empty = not job.train.callbacks
+        if group.rank == 0 and not self.is_empty:
+            self._callbacks = [_make_callback(spec, run_folder) for spec in job.train.callbacks]
+            if group.size > 1:
+                self._shadow = make_shadow()
+            self._shadow.stop_training = False
+            self._list = keras.callbacks.CallbackList(
+                self._callbacks,
+                add_history=True,
+                model=self._shadow,
+                epochs=job.train.epochs,
+                steps=steps_per_epoch,
+                verbose=0,
+            )
+        wants = any(_wants_batches(callback) for callback in self._callbacks)
+        self.wants_batches = not self.is_empty and bool(group.broadcast(wants))
+
+    def on_train_begin(self, state: dict[str, Any], arrays: Arrays) -> None:
+        """Begin, or go on from the state that an earlier run's `state` gave."""
+        if state:
+            for callback in self._callbacks:
+                if isinstance(callback, keras.callbacks.CSVLogger):
+                    callback.append = True
+        self._call("on_train_begin")
+        for index, callback in enumerate(self._callbacks):
+            _restore_callback(callback, state.get(str(index), {}), arrays, index)
+
+    def on_train_end(self, logs: dict[str, float]) -> None:
+        """After the last epoch."""
+        self._call("on_train_end", logs)
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        """Before an epoch's first step."""
+        self._call("on_epoch_begin", epoch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        """After validation."""
+        self._call("on_epoch_end", epoch, logs)
+
+    def on_train_batch_begin(self, step: int) -> None:
+        """Before a call of the compiled loop; `step` counts within the epoch."""
+        if self.wants_batches:
+            self._call("on_train_batch_begin", step)
+
+    def on_train_batch_end(self, step: int, logs: dict[str, float]) -> None:
+        """After a call of the compiled loop; `step` is its last one."""
+        if self.wants_batches:
+            self._call("on_train_batch_end", step, logs)
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Plain attributes and arrays of all callbacks, for a snapshot; empty but on rank 0."""
+        plain: dict[str, Any] = {}
+        arrays: Arrays = {}
+        for index, callback in enumerate(self._callbacks):
+            plain[str(index)] = {}
+            for name, value in vars(callback).items():
+                if isinstance(value, np.generic):
+                    value = value.item()
+                if name in ("params", "_params"):
+                    continue
+                if _is_plain(value):
+                    plain[str(index)][name] = value
+                elif _is_array_list(value):
+                    for place, array in enumerate(value):
+                        arrays[f"callbacks/{index}/{name}/{place:04d}"] = np.asarray(array)
+        return plain, arrays
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        if self.is_empty:
+            return
+        decision = self._decide(hook, *arguments) if self._list is not None else None
+        decision = self._group.broadcast(decision)
+        self.should_stop = self.should_stop or decision.stop
+        if self._group.size > 1 and decision.arrays:
+            variables = named_variables(self._model)
+            for name, array in decision.arrays.items():
+                variables[name].assign(array)
+
+    def _decide(self, hook: str, *arguments: Any) -> _Decision:
+        """Run one hook of every callback on the shadow, and find what changed."""
+        before: Arrays = {}
+        if self._shadow is not self._model:
+            before = capture(self._model)
+            restore(self._shadow, before)
+        try:
+            getattr(self._list, hook)(*arguments)
+        except Exception as error:
+            raise user_code_error(f"a callback ({hook})", error) from error
+        changed: Arrays = {}
+        if self._shadow is not self._model:
+            after = capture(self._shadow)
+            changed = {
+                name: new
+                for (name, old), new in zip(before.items(), after.values(), strict=True)
+                if not np.array_equal(old, new, equal_nan=True)
+            }
+        return _Decision(bool(self._shadow.stop_training), changed)
+
+
+def _make_callback(spec: Any, run_folder: Path) -> keras.callbacks.Callback:
+    if isinstance(spec, dict):
+        name, arguments = next(iter(spec.items()))
+        arguments = dict(arguments or {})
+        for key in _PATH_ARGUMENTS:
+            if isinstance(arguments.get(key), str):
+                path = run_folder / arguments[key]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                arguments[key] = str(path)
+        spec = {name: arguments}
+    callback = make("callbacks", spec if isinstance(spec, dict) else {spec: {}})
+    if not isinstance(callback, keras.callbacks.Callback):
+        raise user_code_error(
+            str(spec), TypeError(f"{type(callback).__name__} is not a keras.callbacks.Callback")
+        )
+    return callback
+
+
+def _wants_batches(callback: keras.callbacks.Callback) -> bool:
+    """Whether a callback does something at batches; those of Keras that only might do not."""
+    if isinstance(callback, keras.callbacks.ModelCheckpoint):
+        return callback.save_freq != "epoch"
+    if isinstance(callback, keras.callbacks.TensorBoard):
+        return callback.update_freq != "epoch"
+    base = keras.callbacks.Callback
+    return any(getattr(type(callback), hook) is not getattr(base, hook) for hook in _BATCH_HOOKS)
+
+
+def _restore_callback(
+    callback: keras.callbacks.Callback, plain: dict[str, Any], arrays: Arrays, index: int
+) -> None:
+    for name, value in plain.items():
+        if name in vars(callback):
+            setattr(callback, name, value)
+    lists: dict[str, list[Any]] = {}
+    for key in sorted(arrays):
+        if key.startswith(f"callbacks/{index}/"):
+            lists.setdefault(key.split("/")[2], []).append(arrays[key])
+    for name, values in lists.items():
+        setattr(callback, name, values)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(element) for element in value)
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    return isinstance(value, _PLAIN)
+
+
+def _is_array_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(element, np.ndarray) for element in value
+    )

@@ -1,0 +1,52 @@
+"""What can go wrong in training.
+
+    UserError
+    |-- ModelError       a model, loss or metric that does not fit the data or Keras
+    |-- UserCodeError    the user's builder or callback raised; carries the user's own traceback
+    `-- RunFolderError   a run folder that cannot be used or gone on from
+    EnvironmentFailure
+    `-- CheckpointError  no whole checkpoint where one is needed
+"""
+
+import traceback
+from types import TracebackType
+
+from configs.errors import EnvironmentFailure, UserError
+
+
+class ModelError(UserError):
+    """The model cannot be built, or does not fit the data or the loss."""
+
+
+class UserCodeError(UserError):
+    """The user's builder or callback raised.
+
+    Attributes:
+        traceback: The user's own traceback, without Lockstep's frames.
+    """
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback
+
+
+class RunFolderError(UserError):
+    """A run folder that holds another job, or nothing to go on from."""
+
+
+class CheckpointError(EnvironmentFailure):
+    """A checkpoint that is needed is damaged or missing."""
+
+
+def user_code_error(what: str, error: BaseException) -> UserCodeError:
+    """Convert what the user's code raised; the traceback begins in the user's code."""
+    frames: TracebackType | None = error.__traceback__
+    while frames is not None and frames.tb_next is not None and _is_ours(frames):
+        frames = frames.tb_next
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    return UserCodeError(f"{what} raised {type(error).__name__}: {error}", text)
+
+
+def _is_ours(frame: TracebackType) -> bool:
+    module = str(frame.tb_frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in ("trainer", "lockstep", "importlib", "cluster")

@@ -1,0 +1,127 @@
+"""The artifact: everything that serving, or a colleague with plain Keras, needs of a trained model.
+
+    model.keras         the model with its optimizer; takes raw rows `(rows, *input_shape)`
+    trained_model.h5    the same in the older format
+    saved_model/        takes raw columns by name, gives predictions
+    signature.json      names, types and shapes of inputs and outputs
+    manifest.json       digest of every file, lineage
+
+Runs in a process of its own after training, outside any strategy, so that nothing of the cluster
+sticks to the files. Written to a temporary folder; the coordinator renames it.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cluster.channel import Channel
+from cluster.template import Launch
+from data_pipeline.features import InputLayout
+from trainer import keras_adapter
+from trainer.checkpoint import read_checkpoint
+from trainer.model import build_model, parameter_count
+from trainer.payloads import ExportPayload
+from trainer.state import restore
+from trainer.worker import example_batch
+
+_LEAVE_TIMEOUT_S = 120.0
+
+
+def main(channel: Channel, launch: Launch) -> None:
+    """The export stage: one rank, no strategy."""
+    payload: ExportPayload = launch.payload
+    job = payload.job
+    model = build_model(job, payload.layout, payload.statistics)
+    keras_adapter.build_training_state(model, *example_batch(payload.layout, False))
+    arrays, _ = read_checkpoint(Path(payload.checkpoint))
+    restore(model, arrays)
+    channel.send("ready", None)
+    folder = Path(payload.folder)
+    write_artifact(
+        folder, model, payload.layout, payload.lineage, job.export.h5, job.export.saved_model
+    )
+    channel.send("artifact", {"parameters": parameter_count(model)})
+    channel.send("finished", None)
+    channel.wait_for("leave", _LEAVE_TIMEOUT_S)
+
+
+def write_artifact(
+    folder: Path,
+    model: keras.Model,
+    layout: InputLayout,
+    lineage: dict[str, Any],
+    has_h5: bool,
+    has_saved_model: bool,
+) -> None:
+    """Write all files of an artifact into an empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model.save(folder / "model.keras")
+    if has_h5:
+        model.save(folder / "trained_model.h5")
+    if has_saved_model:
+        _write_saved_model(folder / "saved_model", model, layout)
+    signature = model_signature(model, layout)
+    (folder / "signature.json").write_text(json.dumps(signature, indent=2) + "\n")
+    write_manifest(folder, lineage)
+
+
+def model_signature(model: keras.Model, layout: InputLayout) -> dict[str, Any]:
+    """Names, types and shapes of what the artifact takes and gives; null is the number of rows."""
+    return {
+        "inputs": [
+            {"name": feature.name, "dtype": "float32", "shape": [None, *feature.shape]}
+            for feature in layout.features
+        ],
+        "model_input": {"dtype": "float32", "shape": [None, *layout.input_shape]},
+        "outputs": [
+            {"name": "prediction", "dtype": "float32", "shape": [None, *model.output_shape[1:]]}
+        ],
+        "label": {
+            "name": layout.label,
+            "dtype": layout.label_dtype,
+            "shape": [None, layout.label_size],
+        },
+        "weight": layout.weight,
+    }
+
+
+def write_manifest(folder: Path, lineage: dict[str, Any]) -> None:
+    """Digest every file of the folder; `digest` covers them all."""
+    files = {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
+    whole = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    manifest = {"digest": whole, "files": files, "lineage": lineage}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _write_saved_model(folder: Path, model: keras.Model, layout: InputLayout) -> None:
+    """A SavedModel whose default signature takes each raw column by its name."""
+
+    def predict(**columns: tf.Tensor) -> dict[str, tf.Tensor]:
+        flat = [
+            tf.reshape(tf.cast(columns[feature.name], tf.float32), [-1, feature.size])
+            for feature in layout.features
+        ]
+        joined = tf.concat(flat, axis=1) if len(flat) > 1 else flat[0]
+        inputs = tf.reshape(joined, [-1, *layout.input_shape])
+        return {"prediction": tf.cast(model(inputs, training=False), tf.float32)}
+
+    specs = {
+        feature.name: tf.TensorSpec((None, *feature.shape), tf.float32, name=feature.name)
+        for feature in layout.features
+    }
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    endpoint = tf.function(predict)
+    endpoint.get_concrete_function(**specs)  # the archive takes over what has been traced
+    archive.add_endpoint("serve", endpoint)
+    archive.write_out(str(folder), verbose=False)

@@ -1,0 +1,287 @@
+"""The loop: epochs and calls of the compiled step, with everything ranks do in common.
+
+All ranks take the same path through this file: how many steps a call has, when to stop and when to
+snapshot follow from the plan and from values that were summed over all ranks.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from configs.schema import Job
+from data_pipeline.features import InputLayout
+from data_pipeline.plan import Share
+from data_pipeline.reader import ChunkRows, TrainingChunks, chunk_dataset
+from trainer import keras_adapter
+from trainer.callbacks import CallbackRunner
+from trainer.evaluate import metric_results
+from trainer.payloads import Snapshot
+from trainer.state import (
+    capture,
+    capture_ranks,
+    restore,
+    restore_ranks,
+    seed_dropout,
+)
+from trainer.step import CallResult, TrainingStep
+from trainer.strategy import Group
+
+_CALL_TARGET_S = 0.33
+_FIRST_CALL_STEPS = 8
+_GROWTH = 4
+
+Report = Callable[[str, Any], None]
+"""Sends a message (kind, body) to the coordinator."""
+
+
+@dataclass
+class Progress:
+    """Where the run is; rows and times are of this process unless a name says otherwise."""
+
+    step: int = 0
+    epoch_rows: int = 0
+    rows_seen_all: int = 0
+    times_s: Counter[str] = field(default_factory=Counter)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LoopParts:
+    """What the loop works with.
+
+    Attributes:
+        job: The job.
+        layout: How rows lie in memory.
+        group: Who takes part.
+        model: Built and compiled in the group's scope.
+        step: Its compiled training step.
+        share: This worker's rows.
+        chunks: Their chunks.
+        callbacks: The job's callbacks.
+        validate: Metrics on the validation rows, or None without any; a collective.
+        report: Sends messages to the coordinator.
+        has_stop_request: Whether somebody asked this rank to stop.
+    """
+
+    job: Job
+    layout: InputLayout
+    group: Group
+    model: keras.Model
+    step: TrainingStep
+    share: Share
+    chunks: TrainingChunks
+    callbacks: CallbackRunner
+    validate: Callable[[], dict[str, float]] | None
+    report: Report
+    has_stop_request: Callable[[], bool]
+
+
+class TrainingLoop:
+    """Trains from wherever the restored state stands to the last epoch or an agreed stop."""
+
+    def __init__(self, parts: LoopParts) -> None:
+        self._parts = parts
+        self._progress = Progress()
+        self._call_steps = parts.job.train.steps_per_execution or _FIRST_CALL_STEPS
+        self._seconds = 0.0
+        self._restored: Snapshot | None = None
+        self.is_stopped = False
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run is."""
+        return self._progress
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot; call before `run`."""
+        restore(self._parts.model, snapshot.arrays)
+        meta = snapshot.meta
+        self._progress = Progress(
+            step=snapshot.step,
+            rows_seen_all=int(meta["rows_seen"]),
+            history=list(meta["history"]),
+        )
+        self._restored = snapshot
+
+    def run(self) -> None:
+        """Train; a collective. Afterwards `is_stopped` tells whether a stop was requested."""
+        parts, progress = self._parts, self._progress
+        plan, epochs = parts.share.plan, parts.job.train.epochs
+        state = self._restored.meta["callbacks"] if self._restored else {}
+        arrays = self._restored.arrays if self._restored else {}
+        parts.callbacks.on_train_begin(state, arrays)
+        was_stopped = bool(self._restored and self._restored.meta.get("stopped_by_callback"))
+        chunks = _ChunkCursor(parts.chunks, parts.layout, progress.step)
+        first_epoch = progress.step // plan.steps_per_epoch
+        for epoch in range(first_epoch, epochs):
+            if parts.callbacks.should_stop or was_stopped:
+                break
+            self._train_epoch(epoch, chunks)
+            if self.is_stopped:
+                return
+        parts.callbacks.on_train_end(progress.history[-1] if progress.history else {})
+
+    def _train_epoch(self, epoch: int, chunks: "_ChunkCursor") -> None:
+        parts, progress = self._parts, self._progress
+        plan = parts.share.plan
+        begin_s = time.monotonic()
+        parts.model.reset_metrics()
+        is_inside = progress.step % plan.steps_per_epoch != 0
+        if is_inside and self._restored is not None:
+            arrays, seed = self._restored.arrays, parts.job.train.seed
+            restore_ranks(parts.model, parts.group, arrays, seed, progress.step)
+        else:
+            seed_dropout(parts.model, parts.job.train.seed, progress.step, parts.group)
+            parts.callbacks.on_epoch_begin(epoch)
+        progress.epoch_rows = 0
+        last = (epoch + 1) * plan.steps_per_epoch
+        while progress.step < last:
+            self._train_call(epoch, last, chunks)
+            if self.is_stopped or parts.callbacks.should_stop:
+                break
+        self._count_rows()
+        if self.is_stopped and progress.step < last:
+            self._snapshot("stop")
+            return
+        self._end_epoch(epoch, begin_s)
+
+    def _train_call(self, epoch: int, last: int, chunks: "_ChunkCursor") -> None:
+        parts, progress = self._parts, self._progress
+        first_of_epoch = epoch * parts.share.plan.steps_per_epoch
+        wait_begin = time.monotonic()
+        chunk, index, left = chunks.at(progress.step)
+        progress.times_s["data_wait"] += time.monotonic() - wait_begin
+        steps = min(self._call_steps, left, last - progress.step, self._to_checkpoint())
+        step_of_epoch = progress.step - first_of_epoch
+        parts.callbacks.on_train_batch_begin(step_of_epoch)
+        begin = time.monotonic()
+        result = parts.step.run(
+            chunk,
+            index,
+            steps,
+            parts.share.may_be_empty(step_of_epoch, step_of_epoch + steps),
+            (parts.has_stop_request(), self._seconds),
+        )
+        self._seconds = time.monotonic() - begin
+        progress.times_s["productive"] += self._seconds
+        progress.step += steps
+        offsets = chunks.offsets
+        progress.epoch_rows += int(offsets[index + steps] - offsets[index])
+        self.is_stopped = result.stop_votes > 0
+        self._report_call(epoch, steps, step_of_epoch, result)
+        if parts.callbacks.wants_batches:
+            logs = metric_results(parts.model)
+            parts.callbacks.on_train_batch_end(step_of_epoch + steps - 1, logs)
+        self._choose_call_steps(result.seconds, steps)
+        if self._is_checkpoint_step() and progress.step < last and not self.is_stopped:
+            self._count_rows()
+            self._snapshot("step")
+
+    def _end_epoch(self, epoch: int, begin_s: float) -> None:
+        parts, progress = self._parts, self._progress
+        logs = metric_results(parts.model)
+        if parts.validate is not None:
+            begin = time.monotonic()
+            validation = parts.validate()
+            progress.times_s["evaluation"] += time.monotonic() - begin
+            logs |= {f"val_{name}": value for name, value in validation.items()}
+        parts.callbacks.on_epoch_end(epoch, logs)
+        progress.history.append(logs)
+        if parts.group.rank == 0:
+            body = {
+                "epoch": epoch,
+                "step": progress.step,
+                **logs,
+                "learning_rate": learning_rate(parts.model),
+                "epoch_s": time.monotonic() - begin_s,
+            }
+            parts.report("epoch", body)
+        parts.model.reset_metrics()
+        self._snapshot("epoch")
+
+    def _snapshot(self, reason: str) -> None:
+        """Copy the state and hand it to the coordinator; a collective."""
+        parts, progress = self._parts, self._progress
+        begin = time.monotonic()
+        ranks = capture_ranks(parts.model, parts.group)
+        if parts.group.rank != 0:
+            return
+        callbacks, callback_arrays = parts.callbacks.state()
+        meta = {
+            "reason": reason,
+            "rows_seen": progress.rows_seen_all,
+            "history": progress.history,
+            "callbacks": callbacks,
+            "stopped_by_callback": parts.callbacks.should_stop,
+        }
+        arrays = capture(parts.model) | ranks | callback_arrays
+        parts.report("snapshot", Snapshot(progress.step, arrays, meta))
+        progress.times_s["checkpoint"] += time.monotonic() - begin
+
+    def _count_rows(self) -> None:
+        """Add the rows of all ranks since the last count; a collective."""
+        own = np.array([self._progress.epoch_rows], np.int64)
+        self._progress.rows_seen_all += int(self._parts.group.sum(own)[0])
+        self._progress.epoch_rows = 0
+
+    def _report_call(
+        self, epoch: int, steps: int, step_of_epoch: int, result: CallResult
+    ) -> None:
+        if self._parts.group.rank != 0:
+            return
+        plan = self._parts.share.plan
+        rows = plan.rows_before_step(step_of_epoch + steps) - plan.rows_before_step(step_of_epoch)
+        body = {
+            "epoch": epoch,
+            "step": self._progress.step,
+            "loss": result.loss_sum / rows,
+            "rows": rows,
+            "seconds": self._seconds,
+        }
+        self._parts.report("progress", body)
+
+    def _choose_call_steps(self, seconds: float, steps: int) -> None:
+        """Aim at calls of a third of a second, from a time that all ranks know."""
+        if self._parts.job.train.steps_per_execution or seconds <= 0:
+            return
+        wanted = steps * _CALL_TARGET_S / seconds
+        self._call_steps = int(max(1, min(wanted, self._call_steps * _GROWTH)))
+
+    def _to_checkpoint(self) -> int:
+        every = self._parts.job.checkpoint.every_steps
+        return every - self._progress.step % every if every else self._call_steps
+
+    def _is_checkpoint_step(self) -> bool:
+        every = self._parts.job.checkpoint.every_steps
+        return bool(every) and self._progress.step % every == 0
+
+
+class _ChunkCursor:
+    """The chunk that holds the present step, read ahead by tf.data."""
+
+    def __init__(self, chunks: TrainingChunks, layout: InputLayout, step: int) -> None:
+        self._chunks = chunks
+        first, _ = chunks.chunk_of(step)
+        self._number = first - 1
+        self._iterator: Iterator[Any] = iter(chunk_dataset(chunks, layout, first))
+        self._chunk: ChunkRows | None = None
+        self.offsets: Any = None
+
+    def at(self, step: int) -> tuple[ChunkRows, int, int]:
+        """The chunk of a step, the step's index in it, and the steps left in it from there."""
+        number, index = self._chunks.chunk_of(step)
+        while self._chunk is None or self._number < number:
+            self._chunk = ChunkRows(*next(self._iterator))
+            self._number += 1
+            self.offsets = self._chunk.offsets.numpy()
+        return self._chunk, index, len(self.offsets) - 1 - index
+
+
+def learning_rate(model: keras.Model) -> float:
+    """The present learning rate."""
+    return float(np.asarray(keras_adapter.present_learning_rate(model.optimizer)))

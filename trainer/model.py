@@ -1,0 +1,243 @@
+"""From a job to a compiled Keras model; the same model on every worker and in every process.
+
+Owns the reading of Keras objects as they stand in job files, the three sources of a model, the
+normalisation that travels inside it, and the seed.
+"""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from configs.catalog import catalog, find_kind, is_own_code, split_spec
+from configs.schema import CompileConfig, Job, KerasSpec
+from data_pipeline.features import InputLayout
+from data_pipeline.scan import Statistics
+from trainer.errors import ModelError, user_code_error
+
+_MODULES = {
+    "layers": keras.layers,
+    "losses": keras.losses,
+    "metrics": keras.metrics,
+    "optimizers": keras.optimizers,
+    "schedules": keras.optimizers.schedules,
+    "callbacks": keras.callbacks,
+    "initializers": keras.initializers,
+    "regularizers": keras.regularizers,
+    "constraints": keras.constraints,
+}
+
+
+def build_model(job: Job, layout: InputLayout, statistics: Statistics | None) -> keras.Model:
+    """The job's model, compiled, weights initialised from the seed.
+
+    Call inside a strategy's scope to place its variables there.
+
+    Raises:
+        ModelError: Keras refuses the description, or the model does not fit the input.
+        UserCodeError: The user's builder raised.
+    """
+    keras.utils.set_random_seed(job.train.seed)
+    if job.model.builder is None:
+        keras.config.set_dtype_policy(job.train.dtype_policy)
+    if job.model.layers is not None:
+        model = _model_from_layers(job, layout, statistics)
+    elif job.model.builder is not None:
+        built = call_builder(job.model.builder, job.model.arguments, job.train.dtype_policy)
+        model = _with_normalization(built, layout, statistics)
+    else:
+        model = _with_normalization(load_keras_file(str(job.model.file)), layout, statistics)
+    _check_input(model, layout)
+    if job.compile is not None:
+        compile_model(model, job.compile)
+    elif model.optimizer is None:
+        raise ModelError(
+            "the model is not compiled and the job has no compile section. Add compile to the job, "
+            "or compile the model in the builder."
+        )
+    return model
+
+
+def make(kind: str, spec: KerasSpec) -> Any:
+    """The Keras object that a name or a `{Class: {argument: value}}` mapping stands for.
+
+    Aliases such as "mse" stay strings for `compile` to resolve.
+
+    Raises:
+        ModelError: Keras refuses the arguments.
+        UserCodeError: The user's own class raised.
+    """
+    name, arguments = split_spec(spec)
+    if is_own_code(name):
+        try:
+            return import_object(name)(**arguments)
+        except Exception as error:
+            raise user_code_error(name, error) from error
+    if name not in catalog()[kind]["classes"]:
+        return name
+    try:
+        return getattr(_MODULES[kind], name)(**{k: _nested(v) for k, v in arguments.items()})
+    except Exception as error:
+        raise ModelError(f"keras.{kind}.{name} refuses {arguments}: {error}") from error
+
+
+def compile_model(model: keras.Model, config: CompileConfig) -> None:
+    """Compile as the job says."""
+    model.compile(
+        optimizer=make("optimizers", config.optimizer),
+        loss=make("losses", config.loss),
+        metrics=[make("metrics", metric) for metric in config.metrics],
+        weighted_metrics=[make("metrics", metric) for metric in config.weighted_metrics] or None,
+        loss_weights=config.loss_weights,
+    )
+
+
+def import_object(name: str) -> Any:
+    """The object at 'package.module:attribute' or 'path/to/file.py:attribute'."""
+    place, _, attribute = name.partition(":")
+    if place.endswith(".py"):
+        path = Path(place).resolve()
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None or not path.exists():
+            raise ModelError(f"no Python file at {place}. Name the file that holds {attribute}.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        sys.path.insert(0, str(path.parent))
+        spec.loader.exec_module(module)
+    else:
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        module = importlib.import_module(place)
+    if not hasattr(module, attribute):
+        names = [key for key in vars(module) if not key.startswith("_")]
+        raise ModelError(f"{place} has no {attribute!r}; it has {', '.join(names)}.")
+    return getattr(module, attribute)
+
+
+def call_builder(builder: str, arguments: dict[str, Any], dtype_policy: str) -> keras.Model:
+    """The model that the user's function returns.
+
+    Raises:
+        UserCodeError: It raised, with the user's own traceback.
+        ModelError: It returned something else.
+    """
+    keras.config.set_dtype_policy(dtype_policy)
+    try:
+        function = import_object(builder)
+        model = function(**arguments)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise user_code_error(f"the builder {builder}", error) from error
+    if not isinstance(model, keras.Model):
+        raise ModelError(
+            f"the builder {builder} returned {type(model).__name__}; a Keras model is allowed. "
+            "Return the model."
+        )
+    return model
+
+
+def load_keras_file(path: str) -> keras.Model:
+    """The model in a .keras or .h5 file, with its optimizer where it has one."""
+    try:
+        return keras.saving.load_model(path)
+    except Exception as error:
+        raise ModelError(f"cannot load {path}: {error}. A .keras or .h5 model is allowed.") from error
+
+
+def normalization_layer(statistics: Statistics) -> keras.layers.Layer:
+    """Shifts and scales the last axis: (x - mean) / sqrt(variance)."""
+    return keras.layers.Normalization(
+        axis=-1, mean=statistics.mean, variance=statistics.variance, name="normalize"
+    )
+
+
+def parameter_count(model: keras.Model) -> int:
+    """Trainable parameters."""
+    return int(sum(np.prod(variable.shape) for variable in model.trainable_variables))
+
+
+def _model_from_layers(
+    job: Job, layout: InputLayout, statistics: Statistics | None
+) -> keras.Sequential:
+    layers = [keras.layers.Input(layout.input_shape, name="input")]
+    if statistics is not None:
+        layers.append(normalization_layer(statistics))
+    for index, spec in enumerate(job.model.layers or []):
+        name = split_spec(spec)[0]
+        if name in ("Input", "InputLayer"):
+            raise ModelError(
+                f"model.layers.{index} is {name}; the input comes from data.features, with shape "
+                f"{layout.input_shape}. Remove this layer."
+            )
+        layers.append(make("layers", spec))
+    try:
+        return keras.Sequential(layers, name=job.name.replace(".", "_").replace("-", "_"))
+    except Exception as error:
+        raise ModelError(
+            f"the layers do not fit together for an input of shape {layout.input_shape}: {error}"
+        ) from error
+
+
+def _with_normalization(
+    model: keras.Model, layout: InputLayout, statistics: Statistics | None
+) -> keras.Model:
+    """Put the normalisation before the first layer; a model that has one keeps its own."""
+    if statistics is None or has_normalization(model):
+        return model
+    if not isinstance(model, keras.Sequential):
+        raise ModelError(
+            f"data.normalize needs a Sequential model, the builder returned {type(model).__name__}. "
+            "Put a Normalization layer into the model and set data.normalize: false."
+        )
+    front = [keras.layers.Input(layout.input_shape), normalization_layer(statistics)]
+    wrapped = keras.Sequential(front + list(model.layers), name=model.name)
+    if model.optimizer is not None:
+        wrapped.compile_from_config(model.get_compile_config())
+    return wrapped
+
+
+def has_normalization(model: keras.Model) -> bool:
+    """Whether the model's first layer normalises already, as a model of ours does."""
+    return any(isinstance(layer, keras.layers.Normalization) for layer in model.layers[:2])
+
+
+def _check_input(model: keras.Model, layout: InputLayout) -> None:
+    if not model.built:
+        try:
+            model.build((None, *layout.input_shape))
+        except Exception as error:
+            raise ModelError(
+                f"the model cannot be built for an input of shape {layout.input_shape}, which the "
+                f"features give: {error}"
+            ) from error
+    shape = getattr(model, "input_shape", None)
+    if shape is None or not isinstance(shape, tuple) or any(isinstance(s, tuple) for s in shape):
+        return
+    fits = len(shape) == 1 + len(layout.input_shape) and all(
+        axis is None or axis == given
+        for axis, given in zip(shape[1:], layout.input_shape, strict=True)
+    )
+    if not fits:
+        raise ModelError(
+            f"the model's input has shape {tuple(shape[1:])}; data.features gives "
+            f"{layout.input_shape}. Change the model's input or the features."
+        )
+
+
+def _nested(value: Any) -> Any:
+    """Keras objects inside arguments, recognised by their class name."""
+    if isinstance(value, list):
+        return [_nested(element) for element in value]
+    if isinstance(value, dict) and len(value) == 1:
+        name = str(next(iter(value)))
+        kind = find_kind(name)
+        if kind is not None:
+            return make(kind, value)
+    return value
+
+

@@ -1,0 +1,108 @@
+"""What travels between driver, coordinator and workers: plain records, importable without TensorFlow."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from configs.schema import Job
+from data_pipeline.features import InputLayout
+from data_pipeline.plan import Plan
+from data_pipeline.scan import Scan, Statistics
+from data_pipeline.source import Source
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class PlannedData:
+    """All that is known of the data before training.
+
+    Attributes:
+        layout: How rows lie in memory.
+        plan: The order of the training rows.
+        sources: Files of each role.
+        scans: What the pass over each role found.
+    """
+
+    layout: InputLayout
+    plan: Plan
+    sources: dict[str, Source]
+    scans: dict[str, Scan]
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Normalisation over the training rows, or None."""
+        return self.scans["train"].statistics
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """A planned run, as the coordinator gets it.
+
+    Attributes:
+        job: The job.
+        run_id: Names the run folder.
+        run_folder: Absolute path.
+        data: The planned data.
+        is_resumed: Whether the run folder holds checkpoints of an earlier invocation.
+    """
+
+    job: Job
+    run_id: str
+    run_folder: str
+    data: PlannedData
+    is_resumed: bool
+
+
+@dataclass(frozen=True)
+class TrainingPayload:
+    """What every rank of the stage "train" is given.
+
+    Attributes:
+        job: The job.
+        data: The planned data.
+        run_folder: Where callbacks write.
+        checkpoint: A checkpoint to go on from, or None.
+    """
+
+    job: Job
+    data: PlannedData
+    run_folder: str
+    checkpoint: str | None
+
+
+@dataclass(frozen=True)
+class ExportPayload:
+    """What the stage "export" is given.
+
+    Attributes:
+        job: The job.
+        layout: How raw columns become the model's input.
+        statistics: Normalisation, or None.
+        checkpoint: Holds the trained weights.
+        folder: Temporary folder to write.
+        lineage: Goes into the manifest.
+    """
+
+    job: Job
+    layout: InputLayout
+    statistics: Statistics | None
+    checkpoint: str
+    folder: str
+    lineage: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Training state after a step.
+
+    Attributes:
+        step: Optimizer updates completed; the data cursor.
+        arrays: `model/...`, `optimizer/...`, and `ranks/...` with one row a worker.
+        meta: Plain values: history, callbacks, rows seen.
+    """
+
+    step: int
+    arrays: Arrays
+    meta: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,158 @@
+"""Everything that can be known before a process starts: data, order, and whether they fit the job.
+
+No TensorFlow: a mistake is told in well under two seconds. Whether the model itself can be built is
+asked of `trainer.probe`, in a process of its own.
+"""
+
+from typing import Any
+
+from configs.catalog import split_spec
+from configs.schema import Job
+from data_pipeline.errors import DataError
+from data_pipeline.features import InputLayout, input_layout
+from data_pipeline.plan import Plan, auto_window_rows
+from data_pipeline.scan import Scan, raise_for_nulls, scan
+from data_pipeline.source import Source, open_source
+from trainer.errors import ModelError
+from trainer.payloads import PlannedData
+
+_ONE_HOT_LOSSES = {"categorical_crossentropy", "categoricalcrossentropy"}
+_CLASS_LOSSES = {"sparse_categorical_crossentropy", "sparsecategoricalcrossentropy"}
+_ELEMENTWISE_LOSSES = {
+    *("mse", "mae", "mape", "msle", "huber", "log_cosh", "logcosh", "poisson", "bce"),
+    *("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error"),
+    *("mean_squared_logarithmic_error", "binary_crossentropy", "binary_focal_crossentropy"),
+    *("meansquarederror", "meanabsoluteerror", "meanabsolutepercentageerror"),
+    *("meansquaredlogarithmicerror", "binarycrossentropy", "binaryfocalcrossentropy"),
+}
+
+
+def open_sources(job: Job) -> tuple[dict[str, Source], InputLayout]:
+    """Footers of all roles, checked against the job and each other.
+
+    Raises:
+        DataError: Files, columns or types that the job cannot use.
+        ModelError: An output that cannot fit the label.
+    """
+    sources = {
+        role: open_source(role, paths, job.data.columns)
+        for role in ("train", "validation", "test")
+        if (paths := getattr(job.data, role)) is not None
+    }
+    _check_same_columns(sources)
+    layout = input_layout(job.data, sources["train"])
+    check_output(job, layout)
+    if job.data.on_null == "error":
+        for role, source in sources.items():
+            counts = {
+                (column, file.path): rows
+                for file in source.files
+                for column, rows in file.null_counts.items()
+            }
+            raise_for_nulls(role, counts, {job.data.label, job.data.weight})
+    return sources, layout
+
+
+def plan_data(job: Job, sources: dict[str, Source], layout: InputLayout) -> PlannedData:
+    """Read all rows once (nulls, statistics) and fix the order of training.
+
+    Raises:
+        DataError: Values that the job does not allow.
+    """
+    scans = {role: scan(source, layout, job.data.on_null) for role, source in sources.items()}
+    check_classes(job, layout, scans["train"])
+    window_rows = job.data.window_rows or auto_window_rows(
+        layout.row_bytes, job.data.virtual_shards
+    )
+    plan = Plan(
+        block_rows=scans["train"].block_rows,
+        global_batch_size=job.train.global_batch_size,
+        virtual_shards=job.data.virtual_shards,
+        window_rows=window_rows,
+        shuffle=job.data.shuffle,
+        seed=job.train.seed,
+    )
+    return PlannedData(layout, plan, sources, scans)
+
+
+def check_output(job: Job, layout: InputLayout) -> None:
+    """Whether the last layer fits label and loss, where the job file alone can tell.
+
+    Raises ModelError.
+    """
+    loss = _loss_name(job)
+    if loss in _CLASS_LOSSES and layout.label_dtype != "int64":
+        raise ModelError(
+            f"compile.loss={loss} needs a label of whole class numbers; {layout.label!r} holds "
+            f"{layout.label_dtype}. Convert the label, or use a regression loss such as mse."
+        )
+    units = _output_units(job)
+    if units is None:
+        return
+    if loss in _ELEMENTWISE_LOSSES and units != layout.label_size:
+        raise ModelError(
+            f"the last layer gives {units} outputs, the label {layout.label!r} has "
+            f"{layout.label_size} value(s) a row; compile.loss={loss} compares them one by one. "
+            f"Set the last layer's units to {layout.label_size}."
+        )
+    if loss in _ONE_HOT_LOSSES and layout.label_size != units:
+        raise ModelError(
+            f"compile.loss={loss} needs {units} values a row in the label {layout.label!r}; it has "
+            f"{layout.label_size}. Use sparse_categorical_crossentropy for class numbers."
+        )
+    if loss in _CLASS_LOSSES and units < 2:
+        raise ModelError(
+            f"compile.loss={loss} needs an output for each class; the last layer has {units}. Set "
+            "its units to the number of classes."
+        )
+
+
+def check_classes(job: Job, layout: InputLayout, found: Scan) -> None:
+    """Whether class numbers lie within the model's outputs; TensorFlow would give NaN, not tell.
+
+    Raises DataError.
+    """
+    units = _output_units(job)
+    shares = found.constants.frequencies
+    if _loss_name(job) not in _CLASS_LOSSES or units is None:
+        return
+    if shares is None:
+        raise DataError(
+            f"data.train: label {layout.label!r} holds negative class numbers; classes count from 0. "
+            "Shift them."
+        )
+    if len(shares) > units:
+        raise DataError(
+            f"data.train: label {layout.label!r} holds class {len(shares) - 1}, the last layer has "
+            f"outputs for 0 to {units - 1}. Set its units to {len(shares)} or more."
+        )
+
+
+def _loss_name(job: Job) -> str | None:
+    if job.compile is None:
+        return None
+    return split_spec(job.compile.loss)[0].lower()
+
+
+def _output_units(job: Job) -> int | None:
+    """Outputs of the last layer that changes their number, where it is a Dense; else None."""
+    for spec in reversed(job.model.layers or []):
+        name, arguments = split_spec(spec)
+        if name in ("Activation", "Softmax", "ReLU", "Rescaling", "Dropout"):
+            continue
+        units: Any = arguments.get("units")
+        return units if name == "Dense" and isinstance(units, int) else None
+    return None
+
+
+def _check_same_columns(sources: dict[str, Source]) -> None:
+    train = sources["train"]
+    for role, source in sources.items():
+        for ours, theirs in zip(train.columns, source.columns, strict=True):
+            if (ours.dtype, ours.is_list, ours.size) != (theirs.dtype, theirs.is_list, theirs.size):
+                raise DataError(
+                    f"column {ours.name!r} holds {ours.dtype} in data.train but {theirs.dtype} in "
+                    f"data.{role}; one type is allowed. Convert {source.files[0].path}."
+                )
+
+

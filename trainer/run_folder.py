@@ -1,0 +1,111 @@
+"""The run folder: `<runs_dir>/<job name>/<run_id>/`, one run, one job.
+
+Owns its creation, and the question whether a job may go on in one that exists.
+"""
+
+import os
+import platform
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from configs.load import differing_fields, dump_job, load_job
+from configs.schema import Job
+from trainer.errors import RunFolderError
+from trainer.supervisor import write_json
+
+_PACKAGES = ("lockstep", "tensorflow", "keras", "ray", "numpy", "pyarrow", "h5py")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An opened run folder.
+
+    Attributes:
+        path: Absolute.
+        run_id: Its name.
+        is_resumed: Whether it holds checkpoints of an earlier invocation.
+    """
+
+    path: Path
+    run_id: str
+    is_resumed: bool
+
+
+def open_run_folder(job: Job, run_id: str | None, is_resume: bool) -> RunFolder:
+    """Find or create the folder of a run.
+
+    A new run gets a new id unless one is given. With `is_resume` the given run, or the newest of
+    this job's name, is gone on from.
+
+    Raises:
+        RunFolderError: The folder holds another job, or nothing to go on from.
+    """
+    root = Path(job.runs_dir).absolute() / job.name
+    if is_resume and run_id is None:
+        run_id = _newest_run(root)
+        if run_id is None:
+            raise RunFolderError(
+                f"--resume found no run with a checkpoint in {root}. Start one without --resume."
+            )
+    path = root / (run_id or _new_run_id())
+    if path.exists():
+        _check_same_job(path, job, is_resume)
+    is_resumed = is_resume and any((path / "checkpoints").glob("step-*.h5"))
+    if is_resume and not is_resumed:
+        raise RunFolderError(
+            f"{path} holds no checkpoint to go on from. Start without --resume, or name another "
+            "run with --run-id."
+        )
+    (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (path / "logs").mkdir(exist_ok=True)
+    temporary = path / ".job.yaml.tmp"
+    temporary.write_text(dump_job(job))
+    os.replace(temporary, path / "job.yaml")
+    write_json(path / "environment.json", environment())
+    return RunFolder(path, path.name, is_resumed)
+
+
+def environment() -> dict[str, str | int | None]:
+    """Versions and machine, for the record."""
+    versions: dict[str, str | int | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": sys.version.split()[0],
+        **versions,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _check_same_job(path: Path, job: Job, is_resume: bool) -> None:
+    saved = path / "job.yaml"
+    if not saved.exists():
+        return
+    differing = differing_fields(load_job(saved), job)
+    if differing:
+        raise RunFolderError(
+            f"{path} already holds another job; it differs in {', '.join(differing)}. Use another "
+            "--run-id, or the job it was started with (epochs and cluster may change on --resume)."
+        )
+    if not is_resume:
+        raise RunFolderError(
+            f"{path} already holds a run of this job. Add --resume to go on with it, or use "
+            "another --run-id."
+        )
+
+
+def _newest_run(root: Path) -> str | None:
+    runs = [path for path in root.glob("*") if any((path / "checkpoints").glob("step-*.h5"))]
+    return max(runs, key=lambda path: path.stat().st_mtime).name if runs else None
+
+
+def _new_run_id() -> str:
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
