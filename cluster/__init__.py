@@ -1,0 +1,1 @@
+"""Processes: start, group, watch, replace. Knows Ray, knows no learning."""

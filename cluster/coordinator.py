@@ -136,9 +136,7 @@ class Coordinator:
     def events(self, after: int, timeout_s: float) -> tuple[int, list[dict[str, Any]]]:
         """Events from number `after` on, and the number to ask with next; waits for the first."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._first_event + len(self._events) > after, timeout_s
-            )
+            self._changed.wait_for(lambda: self._first_event + len(self._events) > after, timeout_s)
             skip = max(0, after - self._first_event)
             news = list(self._events)[skip:]
             return self._first_event + len(self._events), news
@@ -233,15 +231,15 @@ def _raise_worker_error(message: Message) -> None:
     body = message.body
     if body["is_user_error"]:
         raise WorkerCodeError(body["message"], body["traceback"])
-    raise GangFailure(
-        f"rank {message.rank} raised {body['error']}", "exception", message.rank
-    )
+    raise GangFailure(f"rank {message.rank} raised {body['error']}", "exception", message.rank)
 
 
 def _exit_failure(message: Message) -> GangFailure:
     code = message.body
     how = f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
-    return GangFailure(f"the training process of rank {message.rank} {how}.", "exited", message.rank)
+    return GangFailure(
+        f"the training process of rank {message.rank} {how}.", "exited", message.rank
+    )
 
 
 class RunHandle:

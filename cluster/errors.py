@@ -1,12 +1,12 @@
 """What can go wrong with processes.
 
-    UserError
-    |-- CapacityError        the cluster can never place what the job asks for
-    `-- WorkerCodeError      the user's own code raised; carries the user's traceback
-    EnvironmentFailure
-    |-- StartTimeout         machines or processes did not come up in time
-    |-- GangFailure          a worker died, stalled or failed; a new gang may succeed
-    `-- RetriesExhausted     as often as cluster.max_failures allows; not retried     exit 3
+UserError
+|-- CapacityError        the cluster can never place what the job asks for
+`-- WorkerCodeError      the user's own code raised; carries the user's traceback
+EnvironmentFailure
+|-- StartTimeout         machines or processes did not come up in time
+|-- GangFailure          a worker died, stalled or failed; a new gang may succeed
+`-- RetriesExhausted     as often as cluster.max_failures allows; not retried     exit 3
 """
 
 from configs.errors import EnvironmentFailure, UserError

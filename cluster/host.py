@@ -86,7 +86,9 @@ class Host:
             self._connection.recv()
         except EOFError:
             self.close()
-            raise StartTimeout(f"the template process ended while importing; see {log_file}.") from None
+            raise StartTimeout(
+                f"the template process ended while importing; see {log_file}."
+            ) from None
         threading.Thread(target=self._listen_to_template, name="template", daemon=True).start()
         return {"pid": os.getpid(), "node": self._address}
 

@@ -27,12 +27,15 @@ class Need:
     gpus: int
 
     def __str__(self) -> str:
+        """As a phrase for messages."""
         gpus = f" and {self.gpus} GPU(s)" if self.gpus else ""
         return f"{self.workers} workers with {self.cpus} CPU(s){gpus} each"
 
 
 @contextlib.contextmanager
-def session(need: Need, address: str | None = None, is_verbose: bool = False) -> Iterator[list[str]]:
+def session(
+    need: Need, address: str | None = None, is_verbose: bool = False
+) -> Iterator[list[str]]:
     """Ray for the time of a `with` block; yields warnings for the user.
 
     Raises:

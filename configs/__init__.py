@@ -1,0 +1,1 @@
+"""What a job is: the typed schema, its YAML, and runnable job files."""

@@ -159,9 +159,7 @@ def _apply_override(values: dict[str, Any], override: str) -> dict[tuple[str | i
     return {tuple(keys): 0}
 
 
-def _explain(
-    error: ValidationError, lines: Mapping[tuple[str | int, ...], int], where: str
-) -> str:
+def _explain(error: ValidationError, lines: Mapping[tuple[str | int, ...], int], where: str) -> str:
     messages = []
     for details in error.errors(include_url=False):
         place = _schema_place(details["loc"])

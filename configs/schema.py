@@ -70,7 +70,7 @@ class ModelConfig(Section):
         default_factory=dict, description="Keyword arguments for the builder."
     )
     file: str | None = Field(
-        None, description="An existing .keras or .h5 model to go on from, weights included."
+        None, description="A .keras or .h5 model to go on from, weights included."
     )
 
     @model_validator(mode="after")
@@ -78,7 +78,7 @@ class ModelConfig(Section):
         given = [name for name in ("layers", "builder", "file") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"received {' and '.join(given) or 'none of layers, builder and file'}; exactly one "
+                f"received {' and '.join(given) or 'no source of the model'}; exactly one "
                 "of layers, builder and file describes the model. Keep one of them."
             )
         if self.arguments and self.builder is None:

@@ -1,0 +1,1 @@
+"""Files to deterministic, resumable tf.data batches. Knows no Ray."""

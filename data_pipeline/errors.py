@@ -1,9 +1,9 @@
 """What can be wrong with data.
 
-    UserError
-    `-- DataError        files, columns or values that the job cannot use
-    EnvironmentFailure
-    `-- ReadError        a file that was fine when planned and cannot be read now
+UserError
+`-- DataError        files, columns or values that the job cannot use
+EnvironmentFailure
+`-- ReadError        a file that was fine when planned and cannot be read now
 """
 
 from configs.errors import EnvironmentFailure, UserError

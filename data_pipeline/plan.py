@@ -171,9 +171,7 @@ class Share:
     def shards(self) -> range:
         """The virtual shards that this worker owns."""
         shards = self.plan.virtual_shards
-        return range(
-            self.rank * shards // self.workers, (self.rank + 1) * shards // self.workers
-        )
+        return range(self.rank * shards // self.workers, (self.rank + 1) * shards // self.workers)
 
     def rows_before(self, row: int) -> int:
         """Rows of this worker among the first `row` rows of an epoch."""

@@ -246,7 +246,9 @@ def _gather(reader: BlockReader, segments: Sequence[Segment], stride: int) -> _R
         return parts[0]
     weights = [part.weights for part in parts if part.weights is not None]
     return _Rows(
-        tuple(np.concatenate(columns) for columns in zip(*(p.features for p in parts), strict=True)),
+        tuple(
+            np.concatenate(columns) for columns in zip(*(p.features for p in parts), strict=True)
+        ),
         np.concatenate([part.labels for part in parts]),
         np.concatenate(weights) if weights else None,
     )
@@ -320,5 +322,3 @@ def row_order(plan: Plan, epoch: int) -> NDArray[np.int64]:
             positions = np.arange(first, last) * plan.virtual_shards + shard
             result[positions] = files
     return result
-
-

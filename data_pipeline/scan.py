@@ -193,7 +193,7 @@ def _refuse_nulls(
 def raise_for_nulls(
     role: str, by_file: dict[tuple[str, str], int], targets: set[str | None]
 ) -> None:
-    """Raise DataError for null or NaN rows counted by (column, file); return where there are none."""
+    """Raise DataError for null or NaN rows, counted by (column, file); none are fine."""
     if not by_file:
         return
     (column, path), rows = max(by_file.items(), key=lambda item: item[1])

@@ -21,6 +21,7 @@ from configs.schema import Paths
 from data_pipeline.errors import DataError
 
 _FOOTER_THREADS = 16
+_HERE = "the working directory"
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _expand(name: str, entry: str) -> list[str]:
         matches = sorted(path for path in glob.glob(entry, recursive=True) if Path(path).is_file())
         if not matches:
             raise DataError(
-                f"{name}: {entry!r} matches no file. Check the pattern; it is relative to {_here()}."
+                f"{name}: {entry!r} matches no file. Check the pattern; it is relative to {_HERE}."
             )
         return matches
     path = Path(entry)
@@ -142,22 +143,18 @@ def _expand(name: str, entry: str) -> list[str]:
         )
         if not matches:
             raise DataError(
-                f"{name}: folder {entry!r} holds no Parquet file (*.parquet, *.pq). Name the folder "
-                "that does."
+                f"{name}: folder {entry!r} holds no Parquet file (*.parquet, *.pq). Name the "
+                "folder that does."
             )
         return matches
     if not path.exists():
         names = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
         raise DataError(
-            f"{name}: no file or folder at {entry!r} (relative to {_here()})."
+            f"{name}: no file or folder at {entry!r} (relative to {_HERE})."
             f"{did_you_mean(path.name, names)} Check the path; `lockstep example flights` writes "
             "the data of the examples."
         )
     return [entry]
-
-
-def _here() -> str:
-    return "the working directory"
 
 
 def _is_data(file: Path) -> bool:

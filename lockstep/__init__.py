@@ -1,0 +1,27 @@
+"""Train Keras Sequential models on a cluster as if on one machine, and serve them to many users.
+
+Names are loaded when they are first used, so that the command line can answer before Ray and
+pyarrow are imported.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from configs.errors import EnvironmentFailure, UserError
+    from configs.schema import Job
+    from lockstep.api import Interrupted, Run, TrainOptions, train
+
+__all__ = ["EnvironmentFailure", "Interrupted", "Job", "Run", "TrainOptions", "UserError", "train"]
+
+_HOME = {
+    "EnvironmentFailure": "configs.errors",
+    "UserError": "configs.errors",
+    "Job": "configs.schema",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'lockstep' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME.get(name, "lockstep.api")), name)

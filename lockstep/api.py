@@ -230,7 +230,7 @@ def _worker_environment(gpus: int) -> dict[str, str]:
 
 
 def _follow(handle: RunHandle, listener: Listener) -> None:
-    """Pass events on until the run has ended; Ctrl-C asks for a clean stop, a second one ends it."""
+    """Pass events on until the run has ended; Ctrl-C asks for a clean stop, twice ends it."""
     stop_asked_at: float | None = None
     while True:
         try:

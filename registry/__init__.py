@@ -1,0 +1,1 @@
+"""The hand-over between training and serving: artifacts and, later, model versions."""

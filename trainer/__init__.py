@@ -1,0 +1,1 @@
+"""The learning: model, step, loop, evaluation, checkpoints, export."""

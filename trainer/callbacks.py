@@ -2,8 +2,8 @@
 
 Callbacks see a plain Keras model (the *shadow*: a copy outside the strategy, brought up to date
 before each hook), so they may save, predict or evaluate without any collective. Afterwards whatever
-they changed, weights, learning rate or `stop_training`, is broadcast, so ranks cannot disagree. With
-one worker the shadow is the model itself.
+they changed, weights, learning rate or `stop_training`, is broadcast, so ranks cannot disagree.
+With one worker the shadow is the model itself.
 """
 
 from collections.abc import Callable
@@ -181,9 +181,9 @@ def _make_callback(spec: Any, run_folder: Path) -> keras.callbacks.Callback:
 def _wants_batches(callback: keras.callbacks.Callback) -> bool:
     """Whether a callback does something at batches; those of Keras that only might do not."""
     if isinstance(callback, keras.callbacks.ModelCheckpoint):
-        return callback.save_freq != "epoch"
+        return bool(callback.save_freq != "epoch")
     if isinstance(callback, keras.callbacks.TensorBoard):
-        return callback.update_freq != "epoch"
+        return bool(callback.update_freq != "epoch")
     base = keras.callbacks.Callback
     return any(getattr(type(callback), hook) is not getattr(base, hook) for hook in _BATCH_HOOKS)
 
@@ -211,6 +211,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_array_list(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(
-        isinstance(element, np.ndarray) for element in value
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(element, np.ndarray) for element in value)
     )

@@ -62,7 +62,7 @@ def _signature(cls: type, base: type) -> dict[str, list[str]]:
     """Argument names of a constructor; `**kwargs` stands for those of the base class."""
     arguments: list[str] = []
     required: list[str] = []
-    for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+    for parameter in list(inspect.signature(_constructor(cls)).parameters.values())[1:]:
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments += _base_arguments(base)
         elif parameter.kind is not parameter.VAR_POSITIONAL:
@@ -75,12 +75,17 @@ def _signature(cls: type, base: type) -> dict[str, list[str]]:
 def _base_arguments(base: type) -> list[str]:
     names = [
         parameter.name
-        for parameter in list(inspect.signature(base.__init__).parameters.values())[1:]
+        for parameter in list(inspect.signature(_constructor(base)).parameters.values())[1:]
         if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     ]
     if base is keras.layers.Layer:
         names += ["input_shape", "batch_size"]  # accepted by Layer.__init__ through its kwargs
     return names
+
+
+def _constructor(cls: type) -> Any:
+    """The constructor itself: Keras replaces the signature of the class by one of `__new__`."""
+    return vars(cls).get("__init__") or _constructor(cls.__mro__[1])
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """What can go wrong in training.
 
-    UserError
-    |-- ModelError       a model, loss or metric that does not fit the data or Keras
-    |-- UserCodeError    the user's builder or callback raised; carries the user's own traceback
-    `-- RunFolderError   a run folder that cannot be used or gone on from
-    EnvironmentFailure
-    `-- CheckpointError  no whole checkpoint where one is needed
+UserError
+|-- ModelError       a model, loss or metric that does not fit the data or Keras
+|-- UserCodeError    the user's builder or callback raised; carries the user's own traceback
+`-- RunFolderError   a run folder that cannot be used or gone on from
+EnvironmentFailure
+`-- CheckpointError  no whole checkpoint where one is needed
 """
 
 import traceback

@@ -72,9 +72,7 @@ def _plain(value: Any) -> float:
     return float(array) if array.ndim == 0 else float(array.mean())
 
 
-def constant_candidates(
-    labels: LabelSummary, output_width: int
-) -> list[NDArray[np.float32]]:
+def constant_candidates(labels: LabelSummary, output_width: int) -> list[NDArray[np.float32]]:
     """Constant predictions worth comparing with: mean and median, or the shares of the classes.
 
     Which is best depends on the metric: the mean has the least squared, the median the least

@@ -17,7 +17,10 @@ PROVED_TENSORFLOW = ("2.21",)
 
 def check_versions() -> str | None:
     """A warning when Keras or TensorFlow are not versions this file was proved on."""
-    versions = (("Keras", keras.__version__, PROVED_KERAS), ("TensorFlow", tf.__version__, PROVED_TENSORFLOW))
+    versions = (
+        ("Keras", keras.__version__, PROVED_KERAS),
+        ("TensorFlow", tf.__version__, PROVED_TENSORFLOW),
+    )
     wrong = [
         f"{name} {found} (proved on {', '.join(proved)})"
         for name, found, proved in versions
@@ -65,7 +68,7 @@ def is_mean_loss(model: keras.Model) -> bool:
 
 def weight_regularization(model: keras.Model) -> list[tf.Tensor]:
     """Penalties on weights, one tensor each: functions of the weights alone."""
-    return model._get_regularization_losses()
+    return list(model._get_regularization_losses())
 
 
 def row_losses(model: keras.Model) -> list[tf.Tensor]:
@@ -129,9 +132,7 @@ def native(variables: Sequence[Any]) -> list[tf.Variable]:
 
 def _normalizations(model: keras.Model) -> list[Any]:
     return [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.Normalization)
+        layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Normalization)
     ]
 
 

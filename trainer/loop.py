@@ -5,7 +5,7 @@ snapshot follow from the plan and from values that were summed over all ranks.
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +46,7 @@ class Progress:
     step: int = 0
     epoch_rows: int = 0
     rows_seen_all: int = 0
-    times_s: Counter[str] = field(default_factory=Counter)
+    times_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -229,9 +229,7 @@ class TrainingLoop:
         self._progress.rows_seen_all += int(self._parts.group.sum(own)[0])
         self._progress.epoch_rows = 0
 
-    def _report_call(
-        self, epoch: int, steps: int, step_of_epoch: int, result: CallResult
-    ) -> None:
+    def _report_call(self, epoch: int, steps: int, step_of_epoch: int, result: CallResult) -> None:
         if self._parts.group.rank != 0:
             return
         plan = self._parts.share.plan

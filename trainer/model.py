@@ -146,7 +146,9 @@ def load_keras_file(path: str) -> keras.Model:
     try:
         return keras.saving.load_model(path)
     except Exception as error:
-        raise ModelError(f"cannot load {path}: {error}. A .keras or .h5 model is allowed.") from error
+        raise ModelError(
+            f"cannot load {path}: {error}. A .keras or .h5 model is allowed."
+        ) from error
 
 
 def normalization_layer(statistics: Statistics) -> keras.layers.Layer:
@@ -191,7 +193,7 @@ def _with_normalization(
         return model
     if not isinstance(model, keras.Sequential):
         raise ModelError(
-            f"data.normalize needs a Sequential model, the builder returned {type(model).__name__}. "
+            f"data.normalize needs a Sequential model, received {type(model).__name__}. "
             "Put a Normalization layer into the model and set data.normalize: false."
         )
     front = [keras.layers.Input(layout.input_shape), normalization_layer(statistics)]
@@ -239,5 +241,3 @@ def _nested(value: Any) -> Any:
         if kind is not None:
             return make(kind, value)
     return value
-
-

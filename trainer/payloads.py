@@ -1,4 +1,4 @@
-"""What travels between driver, coordinator and workers: plain records, importable without TensorFlow."""
+"""What travels between driver, coordinator and workers: plain records, no TensorFlow."""
 
 from dataclasses import dataclass, field
 from typing import Any

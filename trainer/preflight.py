@@ -118,7 +118,7 @@ def check_classes(job: Job, layout: InputLayout, found: Scan) -> None:
         return
     if shares is None:
         raise DataError(
-            f"data.train: label {layout.label!r} holds negative class numbers; classes count from 0. "
+            f"data.train: label {layout.label!r} holds negative class numbers; they count from 0. "
             "Shift them."
         )
     if len(shares) > units:
@@ -154,5 +154,3 @@ def _check_same_columns(sources: dict[str, Source]) -> None:
                     f"column {ours.name!r} holds {ours.dtype} in data.train but {theirs.dtype} in "
                     f"data.{role}; one type is allowed. Convert {source.files[0].path}."
                 )
-
-

@@ -60,7 +60,7 @@ class Probe:
         if answer is None:
             tail = errors.decode(errors="replace")[-2000:]
             raise ModelError(
-                f"building the model ended its process with status {self._process.returncode}:\n{tail}"
+                f"building the model ended with status {self._process.returncode}:\n{tail}"
             )
         if answer["kind"] == "user_code":
             raise UserCodeError(answer["message"], answer["traceback"])

@@ -16,6 +16,7 @@ from trainer.errors import CheckpointError
 from trainer.payloads import Arrays
 from trainer.strategy import Group
 
+
 def named_variables(model: keras.Model) -> dict[str, Any]:
     """Variables of model and optimizer by name, in a fixed order.
 

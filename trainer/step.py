@@ -172,9 +172,7 @@ class TrainingStep:
         gradients = tape.gradient(scaled, native, unconnected_gradients="zero")
         return gradients, loss
 
-    def _reduced(
-        self, gradients: list[Any], rows: tf.Tensor, global_rows: tf.Tensor
-    ) -> list[Any]:
+    def _reduced(self, gradients: list[Any], rows: tf.Tensor, global_rows: tf.Tensor) -> list[Any]:
         """Sums over all replicas; moving statistics travel along, weighted by rows."""
         if self._group.replicas == 1:
             return gradients
@@ -188,9 +186,7 @@ class TrainingStep:
         summed = context.all_reduce("SUM", present + moving)
         for variable, value in zip(self._moving, summed[len(present) :], strict=True):
             variable.assign(value)
-        back = iter(
-            tf.cast(value, dtype) for value, dtype in zip(summed, types, strict=False)
-        )
+        back = iter(tf.cast(value, dtype) for value, dtype in zip(summed, types, strict=False))
         return [None if gradient is None else next(back) for gradient in gradients]
 
     def _reduce(self, own: tf.Tensor) -> tf.Tensor:

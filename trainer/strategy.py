@@ -1,7 +1,7 @@
 """The group of workers as TensorFlow sees it: the strategy, and agreement between ranks.
 
-Owns the choice of strategy (none for one worker), pinned collectives (RING on CPU, NCCL on GPU; AUTO
-picks by circumstances and with it the order of sums), and two collectives on plain values. All
+Owns the choice of strategy (none for one worker), pinned collectives (RING on CPU, NCCL on GPU:
+AUTO picks by circumstances and with it the order of sums), and collectives on plain values. All
 ranks must call these in the same order.
 """
 
@@ -82,6 +82,6 @@ class Group:
             first = context.replica_id_in_sync_group % (self.replicas // self.size) == 0
             return context.all_reduce("SUM", tf.identity(own) if first else tf.zeros_like(own))
 
-        return self.strategy.experimental_local_results(
-            self.strategy.run(reduce, args=(values,))
-        )[0]
+        return self.strategy.experimental_local_results(self.strategy.run(reduce, args=(values,)))[
+            0
+        ]

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class TrainingSupervisor:
         self._finished: dict[int, dict[str, Any]] = {}
         self._metrics: dict[str, dict[str, float]] = {}
         self._recoveries: list[dict[str, Any]] = []
-        self._times_s: Counter[str] = Counter()
+        self._times_s: defaultdict[str, float] = defaultdict(float)
         self._trained_rows = 0
         self._trained_s = 0.0
         self._last_progress_s = 0.0
@@ -148,9 +148,7 @@ class TrainingSupervisor:
             "job": job_digest(self._settings.job),
             "generation": message.generation,
         }
-        write_checkpoint(
-            self._checkpoints, checkpoint_name(snapshot.step), snapshot.arrays, meta
-        )
+        write_checkpoint(self._checkpoints, checkpoint_name(snapshot.step), snapshot.arrays, meta)
         prune_checkpoints(self._checkpoints, self._settings.job.checkpoint.keep)
         self.on_event(
             {"event": "checkpoint", "generation": message.generation, "step": snapshot.step}
@@ -168,7 +166,8 @@ class TrainingSupervisor:
             return
         self._finished[message.rank] = message.body
         if message.rank == 0:
-            self._times_s.update(message.body["times_s"])
+            for name, seconds in message.body["times_s"].items():
+                self._times_s[name] += seconds
 
     def _on_artifact(self, message: Message) -> None:
         """Commit: the finished folder takes its name, an earlier one goes."""

@@ -100,7 +100,9 @@ def main(channel: Channel, launch: Launch) -> None:
     channel.wait_for("leave", _LEAVE_TIMEOUT_S)
 
 
-def _report_test(payload: TrainingPayload, model: keras.Model, evaluate: Any, channel: Channel) -> None:
+def _report_test(
+    payload: TrainingPayload, model: keras.Model, evaluate: Any, channel: Channel
+) -> None:
     test = evaluate("test")
     width = int(model.output_shape[-1]) if isinstance(model.output_shape, tuple) else 1
     candidates = []

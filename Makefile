@@ -1,0 +1,76 @@
+# Every target does the set-up it needs. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PACKAGES := lockstep configs data_pipeline cluster registry trainer serving
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "received $$($(PYTHON) --version); Python 3.11 or newer is needed. Use make PYTHON=python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: setup
+setup: $(READY) ## Virtual environment with the pinned versions
+
+data/flights/.ready: lockstep/examples.py | $(READY)
+	$(BIN)/lockstep example flights
+	@touch $@
+
+.PHONY: train
+train: $(READY) data/flights/.ready ## The main job: flights, two workers, from data to artifact
+	$(BIN)/lockstep train configs/flights.yaml
+
+.PHONY: test
+test: lint types unit integration ## Lint, types and all tests but the long ones
+
+.PHONY: lint
+lint: $(READY) ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(READY) ## Types
+	$(BIN)/mypy $(PACKAGES)
+
+.PHONY: unit
+unit: $(READY) ## Tests without Ray
+	$(BIN)/pytest tests/unit
+
+.PHONY: integration
+integration: $(READY) ## Tests with real processes
+	$(BIN)/pytest tests/contract tests/integration
+
+.PHONY: format
+format: $(READY) ## Rewrite the code in the project's format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+.PHONY: bench-step
+bench-step: $(READY) ## Steps and examples a second beside plain Keras and tf_keras
+	$(BIN)/python -m benchmarks.step
+
+.PHONY: catalog
+catalog: $(READY) ## The table of Keras names, after a change of the Keras version
+	$(BIN)/python -m trainer.catalog
+
+.PHONY: lock
+lock: $(READY) ## Resolve the versions anew
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --extra examples --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+
+.PHONY: clean
+clean: ## Remove what was built, not data and runs
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,141 @@
+"""The `lockstep` command: each command a few lines, heavy imports inside it.
+
+Exit status: 0 done, 2 the user's mistake, 3 the environment failed for good, 130 interrupted.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from configs.errors import LockstepError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="lockstep",
+    help="Train Keras Sequential models on a cluster as if on one machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JobFile = Annotated[Path, typer.Argument(help="A job file (YAML).")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Override a field of the job; repeatable."),
+]
+
+
+@app.command()
+def example(
+    name: Annotated[str, typer.Argument(help="flights, digits or weather.")],
+    root: Annotated[Path, typer.Option(help="Folder that receives NAME/.")] = Path("data"),
+    is_json: Json = False,
+) -> None:
+    """Write an example's data as Parquet files, offline."""
+    from lockstep.examples import write_example
+
+    summary = write_example(name, root)
+    if is_json:
+        _print_json({**vars(summary), "folder": str(summary.folder)})
+        return
+    for role, rows in summary.rows.items():
+        print(f"{summary.folder / role}: {rows:,} rows")
+    for note in summary.notes:
+        print(note)
+    print(f"next: lockstep train {summary.job_file}")
+
+
+@app.command()
+def train(
+    job: JobFile,
+    workers: Annotated[int | None, typer.Option(help="Sets cluster.workers.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster to join; embedded Ray without it.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option(help="Show what TensorFlow and Ray log.")] = False,
+    is_json: Json = False,
+) -> None:
+    """Train a job with its workers, evaluate, and write the artifact."""
+    changes = list(overrides or [])
+    if workers is not None:
+        changes.append(f"cluster.workers={workers}")
+    from configs.load import load_job
+
+    loaded = load_job(job, changes)  # a mistake is told before Ray is imported
+    if not verbose:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from lockstep import api, render
+
+    console = _console(is_stderr=is_json)
+    view = render.TrainingView(console)
+    options = api.TrainOptions(run_id, resume, address, verbose)
+    try:
+        run = api.train(loaded, options=options, listener=view)
+    finally:
+        view.close()
+    if is_json:
+        _print_json(run.summary)
+    else:
+        render.show_summary(console, run.summary)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of job files, for editors."""
+    from configs.schema import Job
+
+    _print_json(Job.model_json_schema())
+
+
+def main() -> None:
+    """Run a command; explained failures become one message and an exit status."""
+    try:
+        app(standalone_mode=False)
+    except LockstepError as error:
+        sys.exit(_explain(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
+        show = getattr(error, "show", None)  # click's own usage errors
+        if show is None:
+            raise
+        show()
+        sys.exit(2)
+
+
+def _explain(error: LockstepError) -> int:
+    traceback = getattr(error, "traceback", "")
+    if traceback:
+        print(traceback.rstrip(), file=sys.stderr)
+    prefix = "interrupted" if error.exit_status == 130 else "error"
+    print(f"{prefix}: {error}", file=sys.stderr)
+    return error.exit_status
+
+
+def _console(is_stderr: bool) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=is_stderr)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+if __name__ == "__main__":
+    main()
