@@ -38,12 +38,18 @@ def session(
 ) -> Iterator[list[str]]:
     """Ray for the time of a `with` block; yields warnings for the user.
 
+    A Ray that this process has started or joined before is used and left as it is.
+
     Raises:
         CapacityError: The cluster can never place the gang.
         EnvironmentFailure: The cluster does not answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():  # the caller's own Ray: use it and leave it running
+        _check_capacity(need)
+        yield []
+        return
     level = logging.INFO if is_verbose else logging.ERROR
     warnings = [] if address else _oversubscription(need)
     try:

@@ -20,6 +20,8 @@ from configs.errors import did_you_mean
 from configs.schema import Paths
 from data_pipeline.errors import DataError
 
+PARQUET_SUFFIXES = (".parquet", ".pq")
+
 _FOOTER_THREADS = 16
 _HERE = "the working directory"
 
@@ -89,7 +91,7 @@ def open_source(role: str, paths: Paths, columns: Sequence[str]) -> Source:
     """
     found = find_files(f"data.{role}", paths)
     with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
-        footers = list(threads.map(_read_footer, found))
+        footers = list(threads.map(read_footer, found))
     first_path, first_schema = footers[0][0].path, footers[0][1]
     selected = tuple(_column(role, name, first_schema, first_path) for name in columns)
     for file, schema in footers[1:]:
@@ -111,22 +113,29 @@ def open_source(role: str, paths: Paths, columns: Sequence[str]) -> Source:
     return source
 
 
-def find_files(name: str, paths: Paths) -> list[str]:
+def find_files(name: str, paths: Paths, suffixes: Sequence[str] = PARQUET_SUFFIXES) -> list[str]:
     """Files of a path, a folder (searched below), a glob, or a list of these, sorted.
 
-    Raises DataError where nothing is found.
+    Args:
+        name: What the error messages call the paths.
+        paths: What to look for. Files that are named are taken as they are.
+        suffixes: What counts in folders. Names with a leading dot or underscore never do, nor what
+            is in folders with such names: unfinished outputs are called so.
+
+    Raises:
+        DataError: Nothing is found.
     """
     entries = [paths] if isinstance(paths, str) else list(paths)
     if not entries:
         raise DataError(f"{name} is an empty list; name at least one file.")
     files: dict[str, None] = {}
     for entry in entries:
-        for path in _expand(name, entry):
+        for path in _expand(name, entry, suffixes):
             files[path] = None
     return list(files)
 
 
-def _expand(name: str, entry: str) -> list[str]:
+def _expand(name: str, entry: str, suffixes: Sequence[str]) -> list[str]:
     if any(letter in entry for letter in "*?["):
         matches = sorted(path for path in glob.glob(entry, recursive=True) if Path(path).is_file())
         if not matches:
@@ -139,12 +148,15 @@ def _expand(name: str, entry: str) -> list[str]:
         matches = sorted(
             str(file)
             for file in path.rglob("*")
-            if file.is_file() and not file.name.startswith((".", "_")) and _is_data(file)
+            if file.suffix.lower() in suffixes
+            and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+            and file.is_file()
         )
         if not matches:
+            allowed = ", ".join(f"*{suffix}" for suffix in suffixes)
             raise DataError(
-                f"{name}: folder {entry!r} holds no Parquet file (*.parquet, *.pq). Name the "
-                "folder that does."
+                f"{name}: folder {entry!r} holds no data file ({allowed}). Name the folder that "
+                "does."
             )
         return matches
     if not path.exists():
@@ -157,11 +169,12 @@ def _expand(name: str, entry: str) -> list[str]:
     return [entry]
 
 
-def _is_data(file: Path) -> bool:
-    return file.suffix.lower() in (".parquet", ".pq")
+def read_footer(path: str) -> tuple[DataFile, pa.Schema]:
+    """Blocks and columns of a Parquet file.
 
-
-def _read_footer(path: str) -> tuple[DataFile, pa.Schema]:
+    Raises:
+        DataError: It cannot be read.
+    """
     try:
         stat = Path(path).stat()
         footer = pq.read_metadata(path)
@@ -195,7 +208,12 @@ def _column(role: str, name: str, schema: pa.Schema, path: str) -> Column:
             f"data.{role}: no column {name!r} in {path}; it has {', '.join(schema.names)}."
             f"{did_you_mean(name, schema.names)}"
         )
-    kind = schema.field(name).type
+    return describe_field(schema.field(name))
+
+
+def describe_field(field: pa.Field) -> Column:
+    """The type of a column of a table."""
+    name, kind = field.name, field.type
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     size, is_list = 1, False

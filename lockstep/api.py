@@ -170,29 +170,33 @@ def train(
     loaded = load_job(job, overrides)
     sources, layout = open_sources(loaded)
     probe = start_probe(loaded, layout)
+    need = Need(
+        loaded.cluster.workers, loaded.cluster.cpus_per_worker, loaded.cluster.gpus_per_worker
+    )
     try:
-        need = Need(
-            loaded.cluster.workers, loaded.cluster.cpus_per_worker, loaded.cluster.gpus_per_worker
-        )
         data = plan_data(loaded, sources, layout)
-        facts = probe.facts(loaded.cluster.start_timeout_s)
+        # Ray comes up while the probe builds the model; no worker starts before both are done.
+        with session(need, options.address, options.is_verbose) as warnings:
+            facts = probe.facts(loaded.cluster.start_timeout_s)
+            folder = open_run_folder(loaded, options.run_id, options.is_resume)
+            plan = RunPlan(loaded, folder, data, facts)
+            listener.planned(plan)
+            for warning in (*facts.warnings, *_data_warnings(data), *warnings):
+                listener.warned(warning)
+            _follow(RunHandle(_run_spec(plan)), listener)
     finally:
         probe.kill()
-    for warning in facts.warnings:
-        listener.warned(warning)
+    return Run(folder.path)
+
+
+def _data_warnings(data: PlannedData) -> list[str]:
+    warnings = []
     for role, scan in data.scans.items():
         if scan.dropped_rows:
-            listener.warned(f"data.{role}: {scan.dropped_rows} rows with null or NaN are dropped.")
+            warnings.append(f"data.{role}: {scan.dropped_rows} rows with null or NaN are dropped.")
         for column, rows in scan.zeroed_rows.items():
-            listener.warned(f"data.{role}: {rows} null or NaN in {column!r} count as zero.")
-    folder = open_run_folder(loaded, options.run_id, options.is_resume)
-    plan = RunPlan(loaded, folder, data, facts)
-    listener.planned(plan)
-    with session(need, options.address, options.is_verbose) as warnings:
-        for warning in warnings:
-            listener.warned(warning)
-        _follow(RunHandle(_run_spec(plan)), listener)
-    return Run(folder.path)
+            warnings.append(f"data.{role}: {rows} null or NaN in {column!r} count as zero.")
+    return warnings
 
 
 def _run_spec(plan: RunPlan) -> RunSpec:

@@ -88,7 +88,18 @@ def model_signature(model: keras.Model, layout: InputLayout) -> dict[str, Any]:
             "shape": [None, layout.label_size],
         },
         "weight": layout.weight,
+        "compile": _compile_record(model),
     }
+
+
+def _compile_record(model: keras.Model) -> dict[str, Any] | None:
+    """What an evaluation needs that has predictions only: loss, metrics, penalty on the weights."""
+    config = model.get_compile_config()
+    if not config:
+        return None
+    names = ("loss", "loss_weights", "metrics", "weighted_metrics")
+    penalties = [float(part) for part in keras_adapter.weight_regularization(model)]
+    return {**{name: config.get(name) for name in names}, "weight_penalty": sum(penalties, 0.0)}
 
 
 def write_manifest(folder: Path, lineage: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from data_pipeline.plan import Share
 from data_pipeline.reader import ChunkRows, TrainingChunks, chunk_dataset
 from trainer import keras_adapter
 from trainer.callbacks import CallbackRunner
+from trainer.curves import CurveWriter
 from trainer.evaluate import metric_results
 from trainer.payloads import Snapshot
 from trainer.state import (
@@ -63,6 +64,7 @@ class LoopParts:
         share: This worker's rows.
         chunks: Their chunks.
         callbacks: The job's callbacks.
+        curves: Receives each epoch's values, on rank 0.
         validate: Metrics on the validation rows, or None without any; a collective.
         report: Sends messages to the coordinator.
         has_stop_request: Whether somebody asked this rank to stop.
@@ -76,6 +78,7 @@ class LoopParts:
     share: Share
     chunks: TrainingChunks
     callbacks: CallbackRunner
+    curves: CurveWriter
     validate: Callable[[], dict[str, float]] | None
     report: Report
     has_stop_request: Callable[[], bool]
@@ -201,6 +204,7 @@ class TrainingLoop:
                 "epoch_s": time.monotonic() - begin_s,
             }
             parts.report("epoch", body)
+            parts.curves.write(epoch, logs, body["learning_rate"])
         parts.model.reset_metrics()
         self._snapshot("epoch")
 

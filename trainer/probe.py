@@ -74,7 +74,7 @@ class Probe:
         """End the process; idempotent."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
 
 def start_probe(job: Job, layout: InputLayout) -> Probe:

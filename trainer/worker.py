@@ -18,6 +18,7 @@ from data_pipeline.reader import TrainingChunks
 from trainer import keras_adapter
 from trainer.callbacks import CallbackRunner
 from trainer.checkpoint import read_checkpoint
+from trainer.curves import CurveWriter
 from trainer.evaluate import Evaluator, best_of, constant_candidates
 from trainer.loop import LoopParts, TrainingLoop
 from trainer.model import build_model
@@ -72,6 +73,7 @@ def main(channel: Channel, launch: Launch) -> None:
                 Path(payload.run_folder),
                 data.plan.steps_per_epoch,
             ),
+            curves=CurveWriter(Path(payload.run_folder)),
             validate=(lambda: evaluate("validation")) if "validation" in readers else None,
             report=channel.send,
             has_stop_request=lambda: channel.has_command("stop"),

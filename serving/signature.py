@@ -1,0 +1,130 @@
+"""The signature: which columns a model takes, what it gives, and how it was judged in training.
+
+Owns the reading of `signature.json`, the only thing that serving and training agree on beside the
+model itself, and what takes its place for a model file that comes without one.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.features import InputColumn, InputLayout
+from data_pipeline.tables import MAX_TABLE_ROWS
+from serving.errors import ModelFileError
+
+SIGNATURE_FILE = "signature.json"
+
+_TABLE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives.
+
+    Attributes:
+        layout: The input columns and their place in a row of the model's input. `label` is empty
+            where nothing tells the label.
+        output_shape: Shape of one row's prediction.
+        compile: Loss and metrics as Keras serialises them, with the penalty on the weights, under
+            the names `loss`, `loss_weights`, `metrics`, `weighted_metrics` and `weight_penalty`;
+            None where nothing tells them.
+    """
+
+    layout: InputLayout
+    output_shape: tuple[int, ...]
+    compile: Mapping[str, Any] | None
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one row's value of each input column, in order."""
+        return {column.name: column.shape for column in self.layout.features}
+
+    @property
+    def output_size(self) -> int:
+        """Numbers in one row's prediction."""
+        return math.prod(self.output_shape)
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of a file to hold at a time: as many as take 64 MiB as input of the model."""
+        return max(1, min(MAX_TABLE_ROWS, _TABLE_BYTES // (4 * self.layout.width)))
+
+
+def read_signature(path: Path) -> Signature:
+    """The signature in a `signature.json`.
+
+    Raises:
+        ModelFileError: It cannot be read, or is not one.
+    """
+    try:
+        record = json.loads(path.read_text())
+        label = record["label"]
+        layout = InputLayout(
+            features=_input_columns(
+                [(entry["name"], tuple(entry["shape"][1:])) for entry in record["inputs"]]
+            ),
+            label=label["name"],
+            label_dtype=label["dtype"],
+            label_size=math.prod(label["shape"][1:]),
+            weight=record["weight"],
+        )
+        (output,) = record["outputs"]
+        return Signature(layout, tuple(output["shape"][1:]), record.get("compile"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(
+            f"{path} is not a signature that `lockstep train` wrote ({type(error).__name__}: "
+            f"{error}). Restore the file, or take the model out of this folder and name its "
+            "columns with --features."
+        ) from None
+
+
+def name_columns(names: Sequence[str], input_shape: tuple[int, ...], model: str) -> InputLayout:
+    """The layout of a model with one input and no signature, whose columns the caller names.
+
+    One name stands for a column with the whole input, a list; else each name stands for one number
+    of an input that is a vector.
+
+    Raises:
+        ModelFileError: No names were given, or their number does not fit.
+    """
+    size = math.prod(input_shape)
+    is_vector = len(input_shape) < 2
+    choices = [f"{size} columns of numbers" if size > 1 else "a column of numbers"]
+    choices = choices if is_vector else []
+    if size > 1:
+        choices.append(f"a column of lists of {size} numbers")
+    allowed = " or ".join(choices)
+    if not names:
+        raise ModelFileError(
+            f"{model} comes without {SIGNATURE_FILE}, so nothing tells which columns are its "
+            f"input of shape {list(input_shape)}: {allowed}. Name them in order with --features "
+            "a,b,c."
+        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ModelFileError(
+            f"--features names {twice[0]!r} more than once. Name each column once."
+        )
+    if len(names) == 1 and size > 1:
+        return unlabelled_layout([(names[0], input_shape)])
+    if not is_vector or len(names) != size:
+        raise ModelFileError(
+            f"--features names {len(names)} columns; {model} takes {allowed}. Name as many."
+        )
+    return unlabelled_layout([(name, ()) for name in names])
+
+
+def unlabelled_layout(columns: Sequence[tuple[str, tuple[int, ...]]]) -> InputLayout:
+    """The layout of columns, given as name and shape, for a model whose label is not known."""
+    return InputLayout(_input_columns(columns), "", "float32", 1, None)
+
+
+def _input_columns(columns: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[InputColumn, ...]:
+    placed: list[InputColumn] = []
+    for name, shape in columns:
+        offset = placed[-1].offset + placed[-1].size if placed else 0
+        placed.append(InputColumn(name, shape, offset, is_normalized=False))
+    return tuple(placed)

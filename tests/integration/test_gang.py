@@ -1,0 +1,137 @@
+"""The process layer with stand-ins for training: forming, failing, stopping, leaving nothing."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.coordinator import RunHandle, RunSpec
+from cluster.errors import RetriesExhausted, WorkerCodeError
+from cluster.gang import GangSpec
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+ROOT = Path(__file__).parents[2]
+
+
+def start(
+    tmp_path: Path,
+    faults: dict[tuple[int, int], str],
+    workers: int = 2,
+    stages: Any = (("train", 2), ("export", 1)),
+    stall_after_s: float = 60.0,
+    max_failures: int = 2,
+) -> RunHandle:
+    gang = GangSpec(
+        workers=workers,
+        cpus=1,
+        gpus=0,
+        preload=("tests.support.tasks",),
+        environment={"PYTHONPATH": str(ROOT)},
+        log_dir=str(tmp_path / "logs"),
+        start_timeout_s=60,
+    )
+    settings = {"stages": stages, "faults": faults}
+    spec = RunSpec(gang, stall_after_s, max_failures, "tests.support.tasks:Recorder", settings)
+    return RunHandle(spec)
+
+
+def processes_of_ours() -> set[int]:
+    found = set()
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        if "cluster.template" in (process.info["cmdline"] or []):
+            found.add(process.info["pid"])
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def assert_nothing_left(before: set[int]) -> None:
+    deadline = time.monotonic() + 10
+    while processes_of_ours() - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of_ours() - before == set()
+
+
+def messages(result: dict[str, Any], kind: str) -> list[Any]:
+    return [entry for entry in result["log"] if isinstance(entry, tuple) and entry[2] == kind]
+
+
+def test_stages_run_with_their_ranks_and_leave_nothing(tmp_path: Path) -> None:
+    before = processes_of_ours()
+    result = start(tmp_path, {}).result()
+    assert [entry[:2] for entry in sorted(messages(result, "said"))] == [(1, 0), (1, 1), (2, 0)]
+    addresses = {entry[3]["addresses"] for entry in messages(result, "ready") if entry[0] == 1}
+    assert len(addresses) == 1
+    assert len(set(next(iter(addresses)))) == 2
+    assert_nothing_left(before)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("fault", "kind"), [("kill", "exited"), ("exit", "exited")])
+def test_a_dead_rank_brings_a_new_generation(
+    tmp_path: Path, rank: int, fault: str, kind: str
+) -> None:
+    result = start(tmp_path, {(1, rank): fault}, stages=[("train", 2)]).result()
+    failures = [e for e in result["log"] if isinstance(e, dict) and e["event"] == "failure"]
+    assert [(f["failure"], f["rank"], f["generation"]) for f in failures] == [(kind, rank, 1)]
+    assert sorted(entry[:2] for entry in messages(result, "said")) == [(2, 0), (2, 1)]
+    assert ("recovered", kind, rank) in result["log"]
+    first, second = (
+        {entry[3]["pid"] for entry in messages(result, "ready") if entry[0] == generation}
+        for generation in (1, 2)
+    )
+    assert not first & second
+
+
+def test_an_exception_is_retried_and_then_given_up_with_the_reason(tmp_path: Path) -> None:
+    before = processes_of_ours()
+    faults = {(generation, 1): "raise" for generation in (1, 2, 3)}
+    with pytest.raises(RetriesExhausted, match=r"3 failures, 2 are allowed.*broken worker"):
+        start(tmp_path, faults).result()
+    assert "broken worker" in (tmp_path / "logs" / "rank-1.log").read_text()
+    assert_nothing_left(before)
+
+
+def test_the_users_mistake_is_not_retried(tmp_path: Path) -> None:
+    with pytest.raises(WorkerCodeError, match="your mistake"):
+        start(tmp_path, {(1, 0): "user"}).result()
+
+
+def test_silence_is_a_failure_with_a_bound(tmp_path: Path) -> None:
+    faults = {(1, 0): "silent", (1, 1): "silent"}
+    handle = start(tmp_path, faults, stages=[("train", 2)], stall_after_s=3)
+    result = handle.result()
+    failures = [e for e in result["log"] if isinstance(e, dict) and e["event"] == "failure"]
+    assert [failure["failure"] for failure in failures] == ["stalled"]
+    assert "cluster.stall_after_s" in failures[0]["error"]
+    assert sorted(entry[:2] for entry in messages(result, "said")) == [(2, 0), (2, 1)]
+
+
+def test_a_stop_reaches_all_ranks(tmp_path: Path) -> None:
+    faults = {(1, 0): "until stopped", (1, 1): "until stopped"}
+    handle = start(tmp_path, faults)
+    while not any(event["event"] == "step" for event in handle.events(1.0)):
+        pass
+    handle.request_stop("enough")
+    result = handle.result()
+    assert result["stopped"] == "enough"
+    assert sorted(entry[:2] for entry in messages(result, "said")) == [(1, 0), (1, 1)]
+
+
+def test_a_killed_coordinator_takes_everything_along(tmp_path: Path) -> None:
+    before = processes_of_ours()
+    handle = start(tmp_path, {(1, 0): "until stopped", (1, 1): "until stopped"})
+    pids: list[int] = []
+    while not pids:
+        pids = [pid for event in handle.events(1.0) for pid in event.get("pids", [])]
+    assert all(is_running(pid) for pid in pids)
+    handle.kill()
+    assert_nothing_left(before)
+    assert not any(is_running(pid) for pid in pids)
