@@ -4,8 +4,10 @@ Owns precedence (override, then YAML, then default) and the wording of what pyda
 nothing but the job file itself.
 """
 
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,13 @@ def load_job(source: Job | Mapping[str, Any] | str | Path, overrides: Sequence[s
     if isinstance(source, str | Path):
         path = Path(source)
         text = _read(path)
-        values, lines, where = _parse(text, path), _line_numbers(text), str(path)
+        values, lines, where = _parse(text, path), _line_numbers(text, path), str(path)
     else:
         values = source.model_dump() if isinstance(source, Job) else dict(source)
         lines, where = {}, "job"
     for override in overrides:
-        lines.update(_apply_override(values, override))
+        place = _apply_override(values, override)
+        lines = {p: line for p, line in lines.items() if p[: len(place)] != place} | {place: 0}
     try:
         return Job.model_validate(values)
     except ValidationError as error:
@@ -41,8 +44,18 @@ def load_job(source: Job | Mapping[str, Any] | str | Path, overrides: Sequence[s
 
 
 def dump_job(job: Job) -> str:
-    """The job as YAML that `load_job` reads back to an equal job."""
-    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
+    """The job as YAML that `load_job` reads back to an equal job; tuples come back as lists.
+
+    Raises JobError where an argument of a job made in Python is more than a plain value.
+    """
+    try:
+        return yaml.dump(job.model_dump(), Dumper=_Dumper, sort_keys=False)
+    except yaml.representer.RepresenterError as error:
+        raise JobError(
+            f"received {error.args[-1]!r} in the job; numbers, texts, booleans, and lists and "
+            "mappings of them are allowed. Pass a plain value, and make the object from it in "
+            "the builder."
+        ) from None
 
 
 def job_digest(job: Job) -> str:
@@ -78,6 +91,28 @@ def _differences(first: Any, second: Any, prefix: str) -> list[str]:
     return [] if first == second else [prefix]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as PyYAML reads it, except that 1e-3 is a number, as in YAML 1.2."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: quotes the text '1e-3'."""
+
+
+_EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def _represent_as(kind: type, dumper: yaml.SafeDumper, value: Any) -> yaml.Node:
+    node: yaml.Node = dumper.represent_data(kind(value))
+    return node
+
+
+for _kind in (str, int, float):  # what is derived from these is written as these: numpy.float64
+    _Dumper.add_multi_representer(_kind, functools.partial(_represent_as, _kind))
+
+
 def _read(path: Path) -> str:
     if path.is_dir():
         raise JobError(f"{path} is a folder; a job file is allowed. Name the YAML file in it.")
@@ -98,7 +133,7 @@ def _missing_file(path: Path) -> str:
 
 def _parse(text: str, path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)  # a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -113,14 +148,24 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     return values
 
 
-def _line_numbers(text: str) -> dict[tuple[str | int, ...], int]:
-    """Line of each key and list entry of a YAML text, by its place in the tree."""
+def _line_numbers(text: str, path: Path) -> dict[tuple[str | int, ...], int]:
+    """Line of each key and list entry of a YAML text, by its place in the tree.
+
+    Raises JobError where a key stands twice: YAML would silently take the last.
+    """
     lines: dict[tuple[str | int, ...], int] = {}
 
     def visit(node: yaml.Node | None, place: tuple[str | int, ...]) -> None:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                lines[(*place, key.value)] = key.start_mark.line + 1
+                line, first = key.start_mark.line + 1, lines.get((*place, key.value))
+                if first is not None:
+                    dotted = ".".join(map(str, (*place, key.value)))
+                    raise JobError(
+                        f"{path}:{line}: {dotted} stands here and in line {first}; each key once "
+                        "is allowed. Remove one."
+                    )
+                lines[(*place, key.value)] = line
                 visit(value, (*place, key.value))
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
@@ -131,8 +176,11 @@ def _line_numbers(text: str) -> dict[tuple[str | int, ...], int]:
     return lines
 
 
-def _apply_override(values: dict[str, Any], override: str) -> dict[tuple[str | int, ...], int]:
-    """Set one dotted field; returns the place with line 0, which marks it as an override."""
+def _apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Set one dotted field; returns the place of the field, or of the section made for it.
+
+    Line 0 marks such a place as an override.
+    """
     name, separator, text = override.partition("=")
     if not separator or not name:
         raise UserError(
@@ -140,14 +188,15 @@ def _apply_override(values: dict[str, Any], override: str) -> dict[tuple[str | i
             "--set train.epochs=5."
         )
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: {text!r} is not valid YAML. Quote the value.") from None
     keys = name.split(".")
-    target = values
+    target, place = values, tuple(keys)
     for depth, key in enumerate(keys[:-1]):
         if target.get(key) is None:
             target[key] = {}
+            place = place[: depth + 1]
         if not isinstance(target[key], dict):
             inner = ".".join(keys[: depth + 1])
             raise UserError(
@@ -156,24 +205,28 @@ def _apply_override(values: dict[str, Any], override: str) -> dict[tuple[str | i
         target[key] = dict(target[key])
         target = target[key]
     target[keys[-1]] = value
-    return {tuple(keys): 0}
+    return place
 
 
 def _explain(error: ValidationError, lines: Mapping[tuple[str | int, ...], int], where: str) -> str:
     messages = []
     for details in error.errors(include_url=False):
-        place = _schema_place(details["loc"])
+        place = _schema_place(details)
         messages.append(f"{_position(place, lines, where)}: {_sentence(details, place)}")
     return "\n".join(dict.fromkeys(messages))
 
 
-def _schema_place(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+def _schema_place(details: ErrorDetails) -> tuple[int | str, ...]:
     """The place in the file: pydantic adds the tried type of a union to the location."""
-    return tuple(
-        part
-        for part in location
-        if isinstance(part, int) or (part.isidentifier() and part != "str")
-    )
+    *outer, last = details["loc"] or ("str",)
+    place = [part for part in outer if _is_field(part)]
+    if details["type"] == "extra_forbidden" or _is_field(last):  # an unknown key can be any text
+        place.append(last)
+    return tuple(place)
+
+
+def _is_field(part: int | str) -> bool:
+    return isinstance(part, int) or (part.isidentifier() and part != "str")
 
 
 def _position(
@@ -205,6 +258,8 @@ def _sentence(details: ErrorDetails, place: tuple[int | str, ...]) -> str:
     received = "a mapping" if isinstance(value, dict) else repr(value)
     allowed_text = details["msg"].removeprefix("Input should be ")
     allowed_text = allowed_text[0].lower() + allowed_text[1:]
+    if kind in ("model_type", "dict_type"):  # pydantic would speak of dictionaries and instances
+        allowed_text = "a mapping"
     return f"{dotted}: received {received}; allowed: {allowed_text}. Change {dotted}."
 
 

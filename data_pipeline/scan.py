@@ -67,6 +67,7 @@ class Scan:
         zeroed_rows: Rows in which `data.on_null: zero` filled a value, by column.
         statistics: For the model's input, or None where nothing is normalised.
         constants: What the best constant predictions need.
+        label_range: Smallest and largest label of all rows.
     """
 
     block_rows: NDArray[np.int64]
@@ -74,6 +75,7 @@ class Scan:
     zeroed_rows: dict[str, int]
     statistics: Statistics | None
     constants: "LabelSummary"
+    label_range: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,17 @@ class LabelSummary:
     frequencies: NDArray[np.float64] | None
 
 
+@dataclass(frozen=True)
+class _Visit:
+    """What one block contributes; an empty block has no extremes."""
+
+    rows: int
+    nulls: dict[str, int]
+    moments: Moments | None
+    label_sample: NDArray[np.generic]
+    label_extremes: tuple[float, ...]
+
+
 def scan(source: Source, layout: InputLayout, on_null: OnNull, threads: int | None = None) -> Scan:
     """Read every row once.
 
@@ -105,16 +118,18 @@ def scan(source: Source, layout: InputLayout, on_null: OnNull, threads: int | No
     stride = -(-source.rows // _LABEL_SAMPLE_ROWS)
     wanted = any(feature.is_normalized for feature in layout.features)
 
-    def visit(block: int) -> tuple[int, dict[str, int], Moments | None, NDArray[np.generic]]:
+    def visit(block: int) -> _Visit:
         decoded = reader.read(block)
         moments = block_moments(decoded, layout) if wanted else None
-        return decoded.rows, decoded.nulls, moments, decoded.label[::stride]
+        label = decoded.label
+        extremes = (label.min().item(), label.max().item()) if label.size else ()
+        return _Visit(decoded.rows, decoded.nulls, moments, label[::stride], extremes)
 
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         visits = list(pool.map(visit, range(len(source.blocks))))
-    nulls = [found for _, found, _, _ in visits]
+    nulls = [visit.nulls for visit in visits]
     _refuse_nulls(source, layout, on_null, nulls)
-    block_rows = np.asarray([rows for rows, _, _, _ in visits], np.int64)
+    block_rows = np.asarray([visit.rows for visit in visits], np.int64)
     kept = int(block_rows.sum())
     if kept == 0:
         raise DataError(
@@ -122,15 +137,17 @@ def scan(source: Source, layout: InputLayout, on_null: OnNull, threads: int | No
             "Fill the values, or set data.on_null: zero."
         )
     total: Moments | None = None
-    for _, _, moments, _ in visits:
+    for moments in (visit.moments for visit in visits):
         if moments is not None:
             total = moments if total is None else total.merge(moments)
+    extremes = [value for visit in visits for value in visit.label_extremes]
     return Scan(
         block_rows,
         source.rows - kept,
         _sum_counts(nulls) if on_null == "zero" else {},
         None if total is None else _statistics(total, layout),
-        summarize_labels(np.concatenate([label for _, _, _, label in visits])),
+        summarize_labels(np.concatenate([visit.label_sample for visit in visits])),
+        (min(extremes), max(extremes)),
     )
 
 

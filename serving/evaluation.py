@@ -76,8 +76,13 @@ def evaluate_files(
             _add(judge, predictor, rows, label)
         if progress is not None:
             progress(done, tables.rows)
-    if nulls and (on_null == "error" or not kept):
+    if nulls and on_null == "error":
         raise null_error("data", nulls, "drop")
+    if not kept:
+        raise DataError(
+            f"data: --on-null drop leaves none of {tables.rows} rows; at least one without null or "
+            "NaN is needed. Fill the values."
+        )
     penalty = float((signature.compile or {}).get("weight_penalty") or 0.0)
     results: dict[str, Any] = judge.get_metrics_result()
     plain = {name: float(np.mean(np.asarray(value))) for name, value in results.items()}

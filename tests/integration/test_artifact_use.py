@@ -432,6 +432,9 @@ def test_evaluation_refuses_or_drops_rows_with_nulls(vector, tmp_path):
         vector.predictor, written(tmp_path / "kept.parquet", vector.table.take(kept))
     )
     assert evaluate_files(vector.predictor, path, on_null="drop") == pytest.approx(whole, rel=1e-6)
+    three = with_nulls(vector.table, "late").take([3, 500, 700])
+    with pytest.raises(DataError, match="drop leaves none of 3 rows"):
+        evaluate_files(vector.predictor, written(tmp_path / "three.parquet", three), on_null="drop")
 
 
 def test_evaluation_names_a_label_that_does_not_fit(image, vector, tmp_path):
