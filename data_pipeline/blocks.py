@@ -132,31 +132,40 @@ class BlockReader:
         layout = self._layout
         masks = {name: null_rows(table[name]) for name in table.column_names}
         nulls = {name: int(mask.sum()) for name, mask in masks.items() if mask.any()}
-        if nulls and self._on_null == "drop":
+        if nulls and self._on_null != "zero":  # under "error" the scan stops, with the counts
             table = table.filter(pa.array(~np.logical_or.reduce(list(masks.values()))))
             masks = {}
         features = []
         for feature in layout.features:
-            values = _filled(table[feature.name], feature.size, "float32", masks)
+            values = _filled(table, feature.name, feature.size, "float32", masks)
             features.append(values)
-        label = _filled(table[layout.label], layout.label_size, layout.label_dtype, masks)
+        label = _filled(table, layout.label, layout.label_size, layout.label_dtype, masks)
         weight = None
         if layout.weight is not None:
-            weight = _filled(table[layout.weight], 1, "float32", masks)
+            weight = _filled(table, layout.weight, 1, "float32", masks)
         return Block(tuple(features), label.reshape(len(label), -1), weight, nulls)
 
 
-def _filled(column: pa.ChunkedArray, size: int, dtype: str, masks: dict[str, Array]) -> Array:
+def _filled(table: pa.Table, name: str, size: int, dtype: str, masks: dict[str, Array]) -> Array:
     """Values of a column in which nulls and NaN count as zero.
 
-    The policies "error" and "drop" never let such a value through to training.
+    The policies "error" and "drop" have taken the rows with such values out.
     """
+    column = table[name]
     if column.null_count:
         kind = column.type
         if pa.types.is_nested(kind):
-            raise DataError("a list is null as a whole; set data.on_null: drop, or fill it.")
+            raise DataError(
+                f"column {name!r} has lists that are null as a whole; data.on_null: zero can fill "
+                "numbers in a list only. Set data.on_null: drop, or fill them."
+            )
         column = column.fill_null(False if pa.types.is_boolean(kind) else 0)
-    values = column_to_numpy(column, size, dtype)
+    try:
+        values = column_to_numpy(column, size, dtype)
+    except DataError as error:
+        raise DataError(
+            f"column {name!r} has {error} Correct the rows, or leave them out."
+        ) from None
     if values.dtype.kind == "f" and any(mask.any() for mask in masks.values()):
         values = np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=-np.inf)
     return values

@@ -127,9 +127,9 @@ def scan(source: Source, layout: InputLayout, on_null: OnNull, threads: int | No
 
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         visits = list(pool.map(visit, range(len(source.blocks))))
-    nulls = [visit.nulls for visit in visits]
+    nulls = [seen.nulls for seen in visits]
     _refuse_nulls(source, layout, on_null, nulls)
-    block_rows = np.asarray([visit.rows for visit in visits], np.int64)
+    block_rows = np.asarray([seen.rows for seen in visits], np.int64)
     kept = int(block_rows.sum())
     if kept == 0:
         raise DataError(
@@ -137,16 +137,16 @@ def scan(source: Source, layout: InputLayout, on_null: OnNull, threads: int | No
             "Fill the values, or set data.on_null: zero."
         )
     total: Moments | None = None
-    for moments in (visit.moments for visit in visits):
+    for moments in (seen.moments for seen in visits):
         if moments is not None:
             total = moments if total is None else total.merge(moments)
-    extremes = [value for visit in visits for value in visit.label_extremes]
+    extremes = [value for seen in visits for value in seen.label_extremes]
     return Scan(
         block_rows,
         source.rows - kept,
         _sum_counts(nulls) if on_null == "zero" else {},
         None if total is None else _statistics(total, layout),
-        summarize_labels(np.concatenate([visit.label_sample for visit in visits])),
+        summarize_labels(np.concatenate([seen.label_sample for seen in visits])),
         (min(extremes), max(extremes)),
     )
 

@@ -4,10 +4,11 @@ Exit status: 0 done, 2 the user's mistake, 3 the environment failed for good, 13
 """
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -89,6 +90,68 @@ def train(
         render.show_summary(console, run.summary)
 
 
+ModelPath = Annotated[
+    Path, typer.Argument(help="An artifact folder, .keras, .h5 or SavedModel folder.")
+]
+Data = Annotated[list[str], typer.Argument(help="Parquet or CSV: files, folders or globs.")]
+Features = Annotated[
+    str, typer.Option(help="Input columns, comma separated, for a model without signature.json.")
+]
+
+
+@app.command()
+def evaluate(
+    model: ModelPath,
+    data: Data,
+    features: Features = "",
+    label: Annotated[str | None, typer.Option(help="Label column, if not the signature's.")] = None,
+    on_null: Annotated[
+        Literal["error", "drop"], typer.Option(help="What a row with null or NaN does.")
+    ] = "error",
+    is_json: Json = False,
+) -> None:
+    """Loss and metrics of a saved model on rows it may never have seen."""
+    _be_quiet()
+    from serving.evaluation import evaluate_files
+    from serving.predictor import load_predictor
+
+    predictor = load_predictor(model, _names(features))
+    results = evaluate_files(predictor, data, label=label, on_null=on_null)
+    if is_json:
+        _print_json(results)
+        return
+    for name, value in results.items():
+        print(f"{name}: {value:.6g}")
+
+
+@app.command()
+def predict(
+    model: ModelPath,
+    inputs: Data,
+    output: Annotated[Path, typer.Option(help="Folder that receives Parquet parts.")],
+    features: Features = "",
+    column: Annotated[str, typer.Option(help="Name of the new column.")] = "prediction",
+    on_null: Annotated[
+        Literal["error", "null"],
+        typer.Option(help="null: rows with null or NaN get a null prediction."),
+    ] = "error",
+    is_json: Json = False,
+) -> None:
+    """Predict each row of Parquet or CSV files with a saved model."""
+    _be_quiet()
+    from serving.files import predict_files
+    from serving.predictor import load_predictor
+
+    predictor = load_predictor(model, _names(features))
+    summary = predict_files(predictor, inputs, output, on_null=on_null, column=column)
+    if is_json:
+        _print_json({**vars(summary), "output": str(summary.output)})
+        return
+    print(f"{summary.rows:,} rows in {summary.seconds:.1f} s: {summary.output}")
+    if summary.null_rows:
+        print(f"{summary.null_rows:,} rows with null or NaN have no prediction")
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of job files, for editors."""
@@ -125,6 +188,23 @@ def _explain(error: LockstepError) -> int:
     prefix = "interrupted" if error.exit_status == 130 else "error"
     print(f"{prefix}: {error}", file=sys.stderr)
     return error.exit_status
+
+
+def _be_quiet() -> None:
+    """Keep TensorFlow's own lines off the terminal; Python's errors still reach it.
+
+    TensorFlow logs to descriptor 2 before it reads TF_CPP_MIN_LOG_LEVEL.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _console(is_stderr: bool) -> "Console":

@@ -65,8 +65,6 @@ def build_model(job: Job, layout: InputLayout, statistics: Statistics | None) ->
 def make(kind: str, spec: KerasSpec) -> Any:
     """The Keras object that a name or a `{Class: {argument: value}}` mapping stands for.
 
-    Aliases such as "mse" stay strings for `compile` to resolve.
-
     Raises:
         ModelError: Keras refuses the arguments.
         UserCodeError: The user's own class raised.
@@ -78,11 +76,27 @@ def make(kind: str, spec: KerasSpec) -> Any:
         except Exception as error:
             raise user_code_error(name, error) from error
     if name not in catalog()[kind]["classes"]:
-        return name
+        return _without_alias(kind, name)
     try:
         return getattr(_MODULES[kind], name)(**{k: _nested(v) for k, v in arguments.items()})
     except Exception as error:
         raise ModelError(f"keras.{kind}.{name} refuses {arguments}: {error}") from error
+
+
+def _without_alias(kind: str, name: str) -> Any:
+    """The object behind an alias such as "mse": Keras writes aliases to .h5 and cannot read them.
+
+    Metrics keep the alias as their name, so the keys of logs stay what the user wrote.
+    """
+    if kind not in ("losses", "metrics") or name in ("accuracy", "acc", "crossentropy", "ce"):
+        return name
+    function = _MODULES[kind].get(name)
+    wanted = getattr(function, "__name__", "").replace("_", "")
+    for class_name in catalog()[kind]["classes"]:
+        if class_name.lower() == wanted:
+            named = {"name": name} if kind == "metrics" else {}
+            return getattr(_MODULES[kind], class_name)(**named)
+    return name
 
 
 def compile_model(model: keras.Model, config: CompileConfig) -> None:

@@ -6,7 +6,7 @@ asked of `trainer.probe`, in a process of its own.
 
 from typing import Any
 
-from configs.catalog import split_spec
+from configs.catalog import is_own_code, split_spec
 from configs.schema import Job
 from data_pipeline.errors import DataError
 from data_pipeline.features import InputLayout, input_layout
@@ -44,10 +44,12 @@ def open_sources(job: Job) -> tuple[dict[str, Source], InputLayout]:
     check_output(job, layout)
     if job.data.on_null == "error":
         for role, source in sources.items():
+            lists = {column.name for column in source.columns if column.is_list}
             counts = {
                 (column, file.path): rows
                 for file in source.files
                 for column, rows in file.null_counts.items()
+                if column not in lists  # footers count elements there; the scan counts rows
             }
             raise_for_nulls(role, counts, {job.data.label, job.data.weight})
     return sources, layout
@@ -89,13 +91,14 @@ def check_output(job: Job, layout: InputLayout) -> None:
     units = _output_units(job)
     if units is None:
         return
-    if loss in _ELEMENTWISE_LOSSES and units != layout.label_size:
+    gives_vector = _gives_vector(job, layout)
+    if loss in _ELEMENTWISE_LOSSES and gives_vector and units != layout.label_size:
         raise ModelError(
             f"the last layer gives {units} outputs, the label {layout.label!r} has "
             f"{layout.label_size} value(s) a row; compile.loss={loss} compares them one by one. "
             f"Set the last layer's units to {layout.label_size}."
         )
-    if loss in _ONE_HOT_LOSSES and layout.label_size != units:
+    if loss in _ONE_HOT_LOSSES and gives_vector and layout.label_size != units:
         raise ModelError(
             f"compile.loss={loss} needs {units} values a row in the label {layout.label!r}; it has "
             f"{layout.label_size}. Use sparse_categorical_crossentropy for class numbers."
@@ -113,18 +116,18 @@ def check_classes(job: Job, layout: InputLayout, found: Scan) -> None:
     Raises DataError.
     """
     units = _output_units(job)
-    shares = found.constants.frequencies
-    if _loss_name(job) not in _CLASS_LOSSES or units is None:
+    if _loss_name(job) not in _CLASS_LOSSES or units is None or _ignores_a_class(job):
         return
-    if shares is None:
+    lowest, highest = found.label_range
+    if lowest < 0:
         raise DataError(
-            f"data.train: label {layout.label!r} holds negative class numbers; they count from 0. "
+            f"data.train: label {layout.label!r} holds class {lowest}; class numbers count from 0. "
             "Shift them."
         )
-    if len(shares) > units:
+    if highest >= units:
         raise DataError(
-            f"data.train: label {layout.label!r} holds class {len(shares) - 1}, the last layer has "
-            f"outputs for 0 to {units - 1}. Set its units to {len(shares)} or more."
+            f"data.train: label {layout.label!r} holds class {highest}, the last layer has "
+            f"outputs for 0 to {units - 1}. Set its units to {highest + 1} or more."
         )
 
 
@@ -132,6 +135,27 @@ def _loss_name(job: Job) -> str | None:
     if job.compile is None:
         return None
     return split_spec(job.compile.loss)[0].lower()
+
+
+def _ignores_a_class(job: Job) -> bool:
+    return job.compile is not None and "ignore_class" in split_spec(job.compile.loss)[1]
+
+
+def _gives_vector(job: Job, layout: InputLayout) -> bool:
+    """Whether the output of a row is one vector for certain: with more axes Keras compares others.
+
+    Layers that are not known here are taken to keep the number of axes.
+    """
+    is_vector = len(layout.input_shape) == 1
+    for spec in job.model.layers or []:
+        name, arguments = split_spec(spec)
+        if name == "Flatten" or name.startswith("Global"):
+            is_vector = True
+        elif name in ("LSTM", "GRU", "SimpleRNN"):
+            is_vector = not arguments.get("return_sequences", False)
+        elif name in ("Embedding", "Reshape", "RepeatVector") or is_own_code(name):
+            is_vector = False
+    return is_vector
 
 
 def _output_units(job: Job) -> int | None:

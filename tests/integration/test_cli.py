@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +113,11 @@ def test_unknown_commands_and_options_end_with_status_2() -> None:
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("examples")
     for name in ("digits", "weather"):
         write_example(name, root / "data")
-    yield root
+    return root
 
 
 @pytest.mark.parametrize(
@@ -179,3 +178,20 @@ def test_a_killed_driver_leaves_no_process(rows: Path, tmp_path: Path) -> None:
     process.kill()
     drain(process)
     assert_none_left(marker)
+
+
+def test_evaluate_and_predict_each_format_quietly(examples: Path) -> None:
+    job = str(ROOT / "configs" / "digits.yaml")
+    done = run("train", job, "--set", "train.epochs=1", "--workers", "1", "--json", cwd=examples)
+    summary = json.loads(done.stdout)
+    artifact = Path(summary["artifact"])
+    for index, name in enumerate(("", "model.keras", "trained_model.h5", "saved_model")):
+        model = str(artifact / name)
+        done = run("evaluate", model, "data/digits/test", "--json", cwd=examples)
+        assert done.stderr == ""
+        for metric, value in json.loads(done.stdout).items():
+            assert value == pytest.approx(summary["metrics"]["test"][metric], rel=1e-5)
+        output = ["--output", f"out-{index}"]
+        done = run("predict", model, "data/digits/test", *output, "--json", cwd=examples)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["rows"] == 270
