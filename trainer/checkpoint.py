@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -124,7 +125,7 @@ def _is_whole(path: Path) -> bool:
         return file.read(_HEADER_BYTES) == _header(file)
 
 
-def _header(file: BinaryIO) -> bytes:
+def _header(file: BufferedReader | BufferedRandom) -> bytes:
     """What stands in front of the content that `file` is about to read."""
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     text = f"lockstep checkpoint, format {_FORMAT}\nsha256 of what follows: {digest}\n"

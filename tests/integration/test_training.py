@@ -301,6 +301,25 @@ def test_builder_file_and_saved_model_as_start(
     assert further.history["loss"][0] < two_workers.history["loss"][-1]
 
 
+def model_of_this_file() -> Any:
+    import keras
+
+    layers = [keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    model.compile("adam", "mse", metrics=["mae"])
+    return model
+
+
+def test_a_function_is_trained_as_a_job_is(rows: Path, tmp_path: Path) -> None:
+    values = make_job(rows, tmp_path, train__epochs=1)
+    sections = {key: values[key] for key in ("data", "train", "cluster", "runs_dir")}
+    run = lockstep.train(model_of_this_file, name="mine", **sections)
+    assert run.folder.parent.name == "mine"
+    assert run.history.keys() >= {"loss", "mae", "val_loss", "val_mae"}
+    with pytest.raises(lockstep.UserError, match="a function at the top of a Python file"):
+        lockstep.train(lambda: None, **sections)
+
+
 def test_a_builder_that_raises_shows_the_users_traceback(rows: Path, tmp_path: Path) -> None:
     code = tmp_path / "builders.py"
     code.write_text(BUILDER)

@@ -1,0 +1,148 @@
+"""Run folders: new ones, and who may go on in one that exists."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import load_job
+from configs.schema import Job
+from tests.support.jobs import make_job
+from trainer.errors import RunFolderError
+from trainer.run_folder import RunFolder, open_run_folder
+
+
+def job_in(runs: Path, **changes: Any) -> Job:
+    return load_job(make_job(runs / "data", runs, **changes))
+
+
+def with_checkpoint(folder: RunFolder, step: int = 5) -> RunFolder:
+    (folder.path / "checkpoints" / f"step-{step:010d}.h5").write_bytes(b"")
+    return folder
+
+
+def test_a_new_run_has_its_folders_and_records(tmp_path):
+    job = job_in(tmp_path)
+    folder = open_run_folder(job, None, is_resume=False)
+    assert folder.path == tmp_path / "small" / folder.run_id
+    assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", folder.run_id)
+    assert not folder.is_resumed
+    assert sorted(path.name for path in folder.path.iterdir()) == [
+        *("checkpoints", "environment.json", "job.yaml", "logs"),
+    ]
+    assert load_job(folder.path / "job.yaml") == job
+    environment = json.loads((folder.path / "environment.json").read_text())
+    assert {"python", "tensorflow", "keras", "ray", "platform", "cpus"} <= environment.keys()
+
+
+def test_a_relative_runs_dir_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = open_run_folder(job_in(tmp_path, runs_dir="somewhere"), "one", is_resume=False)
+    assert folder.path == tmp_path / "somewhere" / "small" / "one"
+
+
+def test_two_new_runs_do_not_meet(tmp_path):
+    job = job_in(tmp_path)
+    assert open_run_folder(job, None, False).path != open_run_folder(job, None, False).path
+
+
+def test_a_run_id_in_use_by_the_same_job_is_refused(tmp_path):
+    job = job_in(tmp_path)
+    folder = open_run_folder(job, "mine", is_resume=False)
+    with pytest.raises(RunFolderError) as error:
+        open_run_folder(job, "mine", is_resume=False)
+    assert str(error.value) == (
+        f"{folder.path} already holds a run of this job. Add --resume to go on with it, or use "
+        "another --run-id."
+    )
+    assert error.value.exit_status == 2
+
+
+@pytest.mark.parametrize("is_resume", [False, True])
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"train__seed": 4}, "train.seed"),
+        ({"train__global_batch_size": 32}, "train.global_batch_size"),
+        ({"data__label": "k"}, "data.label"),
+        ({"data__virtual_shards": 8}, "data.virtual_shards"),
+        ({"compile__optimizer": "sgd"}, "compile.optimizer"),
+        ({"data__shuffle": "none", "train__seed": 4}, "data.shuffle, train.seed"),
+    ],
+)
+def test_another_job_is_refused_with_the_fields(tmp_path, change, field, is_resume):
+    folder = with_checkpoint(open_run_folder(job_in(tmp_path), "mine", is_resume=False))
+    before = (folder.path / "job.yaml").read_text()
+    with pytest.raises(RunFolderError) as error:
+        open_run_folder(job_in(tmp_path, **change), "mine", is_resume)
+    assert str(error.value) == (
+        f"{folder.path} already holds another job; it differs in {field}. Use another --run-id, "
+        "or the job it was started with (epochs and cluster may change on --resume)."
+    )
+    assert (folder.path / "job.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"train__epochs": 9},
+        {"train__steps_per_execution": 7},
+        {"cluster__workers": 4},
+        {"checkpoint__every_steps": 3},
+        {"export__h5": False},
+    ],
+)
+def test_what_earlier_steps_did_not_depend_on_may_change(tmp_path, change):
+    folder = with_checkpoint(open_run_folder(job_in(tmp_path), "mine", is_resume=False))
+    job = job_in(tmp_path, **change)
+    resumed = open_run_folder(job, "mine", is_resume=True)
+    assert resumed == RunFolder(folder.path, "mine", is_resumed=True)
+    assert load_job(folder.path / "job.yaml") == job
+
+
+def test_resume_without_a_run_to_go_on_from(tmp_path):
+    job = job_in(tmp_path)
+    open_run_folder(job, "started", is_resume=False)
+    with pytest.raises(RunFolderError) as error:
+        open_run_folder(job, None, is_resume=True)
+    assert str(error.value) == (
+        f"--resume found no run with a checkpoint in {tmp_path / 'small'}. Start one without "
+        "--resume."
+    )
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_resume_of_a_run_without_a_checkpoint(tmp_path, exists):
+    job = job_in(tmp_path)
+    if exists:
+        open_run_folder(job, "mine", is_resume=False)
+    path = tmp_path / "small" / "mine"
+    with pytest.raises(RunFolderError) as error:
+        open_run_folder(job, "mine", is_resume=True)
+    assert str(error.value) == (
+        f"{path} holds no checkpoint to go on from. Start without --resume, or name another run "
+        "with --run-id."
+    )
+    assert path.exists() == exists
+
+
+def test_resume_takes_the_newest_run_with_a_checkpoint(tmp_path):
+    job = job_in(tmp_path)
+    for second, run_id in enumerate(("a", "c", "b", "empty"), start=1_000):
+        folder = open_run_folder(job, run_id, is_resume=False)
+        if run_id != "empty":
+            with_checkpoint(folder)
+        os.utime(folder.path, (second, second))
+    assert open_run_folder(job, None, is_resume=True).run_id == "b"
+
+
+def test_the_final_weights_alone_are_nothing_to_go_on_from(tmp_path):
+    job = job_in(tmp_path)
+    folder = open_run_folder(job, "mine", is_resume=False)
+    (folder.path / "checkpoints" / "final.h5").write_bytes(b"")
+    with pytest.raises(RunFolderError, match="holds no checkpoint to go on from"):
+        open_run_folder(job, "mine", is_resume=True)
