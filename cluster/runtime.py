@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
+from ray._private.authentication import authentication_token_setup
 
 from cluster.errors import CapacityError
 from configs.errors import EnvironmentFailure
@@ -54,6 +55,7 @@ def session(
     warnings = [] if address else _oversubscription(need)
     try:
         if address:
+            _use_token()
             ray.init(address=address, logging_level=level, log_to_driver=is_verbose)
         else:
             ray.init(
@@ -73,6 +75,16 @@ def session(
         yield warnings
     finally:
         ray.shutdown()
+
+
+def _use_token() -> None:
+    """Show a cluster that asks for it the token this user has.
+
+    Ray 2.60 starts clusters with token authentication, but joins them without unless RAY_AUTH_MODE
+    was set before it was imported.
+    """
+    logging.getLogger(authentication_token_setup.__name__).setLevel(logging.ERROR)
+    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _oversubscription(need: Need) -> list[str]:

@@ -143,7 +143,8 @@ class BlockReader:
         weight = None
         if layout.weight is not None:
             weight = _filled(table, layout.weight, 1, "float32", masks)
-        return Block(tuple(features), label.reshape(len(label), -1), weight, nulls)
+        label = label.reshape(len(label), layout.label_size)
+        return Block(tuple(features), label, weight, nulls)
 
 
 def _filled(table: pa.Table, name: str, size: int, dtype: str, masks: dict[str, Array]) -> Array:

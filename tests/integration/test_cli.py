@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +197,39 @@ def test_evaluate_and_predict_each_format_quietly(examples: Path) -> None:
         done = run("predict", model, "data/digits/test", *output, "--json", cwd=examples)
         assert (done.returncode, done.stderr) == (0, "")
         assert json.loads(done.stdout)["rows"] == 270
+
+
+@pytest.fixture
+def cluster_address() -> Iterator[str]:
+    """A Ray cluster of two CPUs that somebody else has started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+        + [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "LOCKSTEP_TEST": f"cluster-{os.getpid()}"},
+    )
+    assert process.stdout is not None
+    while "Ray runtime started" not in (line := process.stdout.readline()):
+        assert line, "the cluster did not start"
+    yield f"127.0.0.1:{port}"
+    process.terminate()
+    process.communicate(timeout=60)
+    assert_none_left(f"cluster-{os.getpid()}")
+
+
+def test_a_cluster_is_joined_and_left_running(
+    cluster_address: str, rows: Path, tmp_path: Path
+) -> None:
+    job = write_job(tmp_path, make_job(rows, tmp_path / "runs"))
+    done = run("train", job, "--workers", "3", "--address", cluster_address)
+    assert done.returncode == 2
+    assert "asks for 3 workers with 1 CPU(s) each; the cluster has 1 node(s)" in done.stderr
+    done = run("train", job, "--address", cluster_address, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "done"
