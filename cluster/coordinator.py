@@ -20,9 +20,10 @@ from typing import Any, Protocol
 import ray
 
 from cluster.channel import Message
-from cluster.errors import GangFailure, RetriesExhausted, WorkerCodeError
+from cluster.errors import GangFailure, RetriesExhausted
 from cluster.gang import Gang, GangSpec
 from cluster.template import resolve
+from configs.errors import UserCodeError
 
 _STOP_GRACE_S = 60.0
 _EVENTS_KEPT = 20_000
@@ -114,7 +115,7 @@ class Coordinator:
         """Take the run to its end and return the delegate's result.
 
         Raises:
-            WorkerCodeError: The user's code raised.
+            UserCodeError: The user's code raised.
             RetriesExhausted: More than `max_failures` failures.
             StartTimeout: The gang could not be placed.
         """
@@ -230,7 +231,7 @@ class Coordinator:
 def _raise_worker_error(message: Message) -> None:
     body = message.body
     if body["is_user_error"]:
-        raise WorkerCodeError(body["message"], body["traceback"])
+        raise UserCodeError(body["message"], body["traceback"])
     raise GangFailure(f"rank {message.rank} raised {body['error']}", "exception", message.rank)
 
 

@@ -1,8 +1,7 @@
 """What can go wrong with processes.
 
 UserError
-|-- CapacityError        the cluster can never place what the job asks for
-`-- WorkerCodeError      the user's own code raised; carries the user's traceback
+`-- CapacityError        the cluster can never place what the job asks for
 EnvironmentFailure
 |-- StartTimeout         machines or processes did not come up in time
 |-- GangFailure          a worker died, stalled or failed; a new gang may succeed
@@ -14,18 +13,6 @@ from configs.errors import EnvironmentFailure, UserError
 
 class CapacityError(UserError):
     """The cluster can never place the gang: received what it has and what was asked."""
-
-
-class WorkerCodeError(UserError):
-    """The user's code raised in a worker.
-
-    Attributes:
-        traceback: The user's own traceback, without Lockstep's frames.
-    """
-
-    def __init__(self, message: str, traceback: str = "") -> None:
-        super().__init__(message)
-        self.traceback = traceback
 
 
 class StartTimeout(EnvironmentFailure):

@@ -151,7 +151,7 @@ def _run_entry(channel: Channel, launch: Launch) -> int:
         body = {
             "error": f"{type(error).__name__}: {error}",
             "message": str(error),
-            "traceback": getattr(error, "traceback", "") or text,
+            "traceback": getattr(error, "traceback", ""),
             "is_user_error": isinstance(error, UserError),
         }
         with contextlib.suppress(OSError):

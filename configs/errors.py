@@ -2,7 +2,8 @@
 
     LockstepError
     |-- UserError            the user's mistake: told before start, never retried      exit 2
-    |   `-- JobError         the job file, with the place in it
+    |   |-- JobError         the job file, with the place in it
+    |   `-- UserCodeError    the user's builder or callback raised
     `-- EnvironmentFailure   machines, storage, other processes: may be retried        exit 3
 
 A `UserError` says what was received, what is allowed and what to do about it, in this order.
@@ -26,6 +27,18 @@ class UserError(LockstepError):
 
 class JobError(UserError):
     """A job file that cannot be used; the message names the file, the line and the field."""
+
+
+class UserCodeError(UserError):
+    """The user's own code raised.
+
+    Attributes:
+        traceback: The user's own traceback, without Lockstep's frames.
+    """
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback
 
 
 class EnvironmentFailure(LockstepError):

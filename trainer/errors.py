@@ -2,7 +2,6 @@
 
 UserError
 |-- ModelError       a model, loss or metric that does not fit the data or Keras
-|-- UserCodeError    the user's builder or callback raised; carries the user's own traceback
 `-- RunFolderError   a run folder that cannot be used or gone on from
 EnvironmentFailure
 `-- CheckpointError  no whole checkpoint where one is needed
@@ -11,23 +10,11 @@ EnvironmentFailure
 import traceback
 from types import TracebackType
 
-from configs.errors import EnvironmentFailure, UserError
+from configs.errors import EnvironmentFailure, UserCodeError, UserError
 
 
 class ModelError(UserError):
     """The model cannot be built, or does not fit the data or the loss."""
-
-
-class UserCodeError(UserError):
-    """The user's builder or callback raised.
-
-    Attributes:
-        traceback: The user's own traceback, without Lockstep's frames.
-    """
-
-    def __init__(self, message: str, traceback: str = "") -> None:
-        super().__init__(message)
-        self.traceback = traceback
 
 
 class RunFolderError(UserError):

@@ -13,9 +13,10 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from configs.errors import UserCodeError
 from configs.schema import Job
 from data_pipeline.features import InputLayout
-from trainer.errors import ModelError, UserCodeError
+from trainer.errors import ModelError
 
 _MARK = "lockstep-probe:"
 

@@ -8,8 +8,9 @@ import psutil
 import pytest
 
 from cluster.coordinator import RunHandle, RunSpec
-from cluster.errors import RetriesExhausted, WorkerCodeError
+from cluster.errors import RetriesExhausted
 from cluster.gang import GangSpec
+from configs.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 ROOT = Path(__file__).parents[2]
@@ -100,7 +101,7 @@ def test_an_exception_is_retried_and_then_given_up_with_the_reason(tmp_path: Pat
 
 
 def test_the_users_mistake_is_not_retried(tmp_path: Path) -> None:
-    with pytest.raises(WorkerCodeError, match="your mistake"):
+    with pytest.raises(UserError, match="your mistake"):
         start(tmp_path, {(1, 0): "user"}).result()
 
 
