@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import ray
 
 from cluster.channel import Message
-from cluster.errors import GangFailure, RetriesExhausted
+from cluster.errors import CoordinatorLost, GangFailure, RetriesExhausted
 from cluster.gang import Gang, GangSpec
 from cluster.template import resolve
 from configs.errors import UserCodeError
@@ -155,10 +155,10 @@ class Coordinator:
             try:
                 self._form(gang, stage, delegate)
                 for message in self._follow(gang, stage):
-                    if message.kind == "ready" and failure is not None:
+                    delegate.on_message(message)
+                    if message.kind == "ready" and message.rank == 0 and failure is not None:
                         delegate.on_recovered(failure, begin - failed_at, time.monotonic() - begin)
                         failure = None
-                    delegate.on_message(message)
                 return
             except GangFailure as error:
                 failure, failed_at = error, time.monotonic()
@@ -243,6 +243,13 @@ def _exit_failure(message: Message) -> GangFailure:
     )
 
 
+def _coordinator_lost(error: Exception) -> CoordinatorLost:
+    return CoordinatorLost(
+        f"the coordinator was lost: {type(error).__name__}. Its node or its Ray has ended; "
+        "--resume goes on from the newest checkpoint."
+    )
+
+
 class RunHandle:
     """A started run as its driver sees it."""
 
@@ -254,9 +261,12 @@ class RunHandle:
 
     def events(self, timeout_s: float) -> list[dict[str, Any]]:
         """Events since the last call; waits for the first one."""
-        self._next_event, news = ray.get(
-            self._actor.events.remote(self._next_event, timeout_s), timeout=timeout_s + 30
-        )
+        try:
+            self._next_event, news = ray.get(
+                self._actor.events.remote(self._next_event, timeout_s), timeout=timeout_s + 30
+            )
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            raise _coordinator_lost(error) from error
         return list(news)
 
     def is_finished(self) -> bool:
@@ -276,6 +286,8 @@ class RunHandle:
             if cause is not None:
                 raise cause from None
             raise
+        except ray.exceptions.RayActorError as error:
+            raise _coordinator_lost(error) from error
 
     def kill(self) -> None:
         """End the coordinator at once; hosts follow."""

@@ -4,6 +4,8 @@ UserError
 `-- CapacityError        the cluster can never place what the job asks for
 EnvironmentFailure
 |-- StartTimeout         machines or processes did not come up in time
+|-- TemplateLost         a host cannot fork any more; the host has to be replaced
+|-- CoordinatorLost      the coordinator is gone; the run can be resumed
 |-- GangFailure          a worker died, stalled or failed; a new gang may succeed
 `-- RetriesExhausted     as often as cluster.max_failures allows; not retried     exit 3
 """
@@ -31,6 +33,14 @@ class GangFailure(EnvironmentFailure):
         super().__init__(message)
         self.kind = kind
         self.rank = rank
+
+
+class TemplateLost(EnvironmentFailure):
+    """A host's template process has ended: the host cannot fork any more."""
+
+
+class CoordinatorLost(EnvironmentFailure):
+    """The coordinator's process is gone; the run can be resumed."""
 
 
 class RetriesExhausted(EnvironmentFailure):

@@ -75,10 +75,7 @@ class Gang:
                 "raise cluster.start_timeout_s."
             )
         self.hosts = [self._create_host(rank) for rank in range(spec.workers)]
-        starts = [
-            host.start.remote(spec.start_timeout_s, f"{spec.log_dir}/template-{rank}.log")
-            for rank, host in enumerate(self.hosts)
-        ]
+        starts = [self._start_host(rank) for rank in range(spec.workers)]
         try:
             told: list[dict[str, Any]] = ray.get(starts, timeout=spec.start_timeout_s)
         except ray.exceptions.GetTimeoutError:
@@ -97,6 +94,7 @@ class Gang:
         Raises:
             GangFailure: A host was lost meanwhile.
         """
+        self._replace_lost()
         self._formed = (generation, workers)
         hosts = self.hosts[:workers]
         addresses = _reachable(self._ask([host.reserve.remote() for host in hosts]))
@@ -191,7 +189,25 @@ class Gang:
             ) from None
         except ray.exceptions.RayActorError as error:
             raise GangFailure(f"a host was lost: {error}", "host_lost") from error
+        except ray.exceptions.RayTaskError as error:
+            raise GangFailure(f"a host could not fork: {error.cause}", "not_formed") from error
         return answers
+
+    def _replace_lost(self) -> None:
+        """Put a new host in the place of each that is gone or has lost its template."""
+        checks = [host.has_template.remote() for host in self.hosts]
+        lost = [rank for rank, check in enumerate(checks) if not _is_true(check)]
+        for rank in lost:
+            ray.kill(self.hosts[rank])
+            self._polls = {poll: owner for poll, owner in self._polls.items() if owner != rank}
+            self.hosts[rank] = self._create_host(rank)
+        if lost:
+            self._ask([self._start_host(rank) for rank in lost])
+
+    def _start_host(self, rank: int) -> Any:
+        spec = self.spec
+        log_file = f"{spec.log_dir}/template-{rank}.log"
+        return self.hosts[rank].start.remote(spec.start_timeout_s, log_file)
 
     def _collect(self, reference: Any) -> list[Message]:
         rank = self._polls.pop(reference)
@@ -201,6 +217,14 @@ class Gang:
             raise GangFailure(f"the host of rank {rank} was lost.", "host_lost", rank) from error
         self._polls[self.hosts[rank].poll.remote(_POLL_S)] = rank
         return messages
+
+
+def _is_true(check: Any) -> bool:
+    """The answer to a question put to a host; False where it is gone or silent."""
+    try:
+        return bool(ray.get(check, timeout=_KILL_TIMEOUT_S))
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return False
 
 
 def _reachable(addresses: Sequence[str]) -> tuple[str, ...]:

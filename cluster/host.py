@@ -10,10 +10,12 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -22,7 +24,7 @@ from typing import Any
 import ray
 
 from cluster.channel import Message
-from cluster.errors import StartTimeout
+from cluster.errors import StartTimeout, TemplateLost
 from cluster.template import Launch
 
 _POLL_BATCH = 64
@@ -48,6 +50,7 @@ class Host:
         self._exited = threading.Event()
         self._held_port: socket.socket | None = None
         self._address = ""
+        self._scratch = ""
 
     def start(self, timeout_s: float, log_file: str) -> dict[str, Any]:
         """Start the template and wait until it has imported everything.
@@ -63,6 +66,8 @@ class Host:
         passed = [theirs.fileno(), their_descriptors.fileno()]
         os.makedirs(os.path.dirname(log_file), exist_ok=True)
         command = [sys.executable, "-m", "cluster.template", *map(str, passed), *self._preload]
+        # What libraries drop in the temporary folder would outlive processes that end by _exit.
+        self._scratch = tempfile.mkdtemp(prefix="lockstep-")
         with open(log_file, "ab") as log:
             self._template = subprocess.Popen(
                 command,
@@ -70,7 +75,7 @@ class Host:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self._environment},
+                env={**os.environ, **self._environment, "TMPDIR": self._scratch},
             )
         theirs.close()
         their_descriptors.close()
@@ -92,6 +97,10 @@ class Host:
         threading.Thread(target=self._listen_to_template, name="template", daemon=True).start()
         return {"pid": os.getpid(), "node": self._address}
 
+    def has_template(self) -> bool:
+        """Whether this host can fork."""
+        return self._template is not None and self._template.poll() is None
+
     def reserve(self) -> str:
         """Hold a free port for the next generation and return `address:port`.
 
@@ -111,10 +120,15 @@ class Host:
         if self._connection is None or self._descriptors is None:
             raise RuntimeError("launch needs a started host")
         with self._fork_lock:
-            self._launch = launch
+            self._launch, self._pid = launch, 0
             self._exited.clear()
-            self._connection.send(launch)
-            return self._forked.get(timeout=_FORK_TIMEOUT_S)
+            try:
+                self._connection.send(launch)
+                return self._forked.get(timeout=_FORK_TIMEOUT_S)
+            except (OSError, queue.Empty) as error:
+                raise TemplateLost(
+                    f"the template of rank {launch.rank} is gone: {error}"
+                ) from error
 
     def send(self, generation: int, command: str, body: Any = None) -> None:
         """Send a command to the training process of a generation; nothing if it has ended."""
@@ -155,6 +169,8 @@ class Host:
                 self._template.wait(timeout=5)
         if self._held_port is not None:
             self._held_port.close()
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _listen_to_template(self) -> None:
         connection = self._connection
@@ -162,7 +178,7 @@ class Host:
             try:
                 kind, body = connection.recv()
             except (EOFError, OSError, TypeError):
-                self._exited.set()
+                self._report_exit(self._pid, -signal.SIGKILL)  # it takes its child along
                 return
             if kind == "forked":
                 self._adopt(body)
@@ -184,11 +200,12 @@ class Host:
 
     def _report_exit(self, pid: int, code: int) -> None:
         launch = self._launch
-        if pid != self._pid or launch is None:
+        if not pid or pid != self._pid or launch is None:
             return
         if self._listener is not None:
             self._listener.join(timeout=10)  # what it said last comes before its end
         self._exited.set()
+        self._pid = 0
         self._messages.put(Message(launch.generation, launch.rank, "exited", code))
 
     def _listen_to_child(self, connection: Connection, launch: Launch) -> None:

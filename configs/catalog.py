@@ -79,7 +79,7 @@ def check_spec(kind: str, spec: Any) -> None:
     table = catalog()[kind]
     if name not in table["classes"]:
         if name not in table["aliases"]:
-            names = [*table["classes"], *table["aliases"]]
+            names = [*table["classes"], *([] if arguments else table["aliases"])]
             raise ValueError(
                 f"unknown {_SINGULAR.get(kind, kind)} {name!r}; any of keras.{kind} is allowed."
                 f"{did_you_mean(name, names)}"

@@ -157,14 +157,16 @@ def _line_numbers(text: str, path: Path) -> dict[tuple[str | int, ...], int]:
 
     def visit(node: yaml.Node | None, place: tuple[str | int, ...]) -> None:
         if isinstance(node, yaml.MappingNode):
+            seen: set[tuple[str, str]] = set()  # with the type: 0 and '0' are two keys
             for key, value in node.value:
-                line, first = key.start_mark.line + 1, lines.get((*place, key.value))
-                if first is not None:
+                line = key.start_mark.line + 1
+                if (key.tag, key.value) in seen:
                     dotted = ".".join(map(str, (*place, key.value)))
                     raise JobError(
-                        f"{path}:{line}: {dotted} stands here and in line {first}; each key once "
-                        "is allowed. Remove one."
+                        f"{path}:{line}: {dotted} stands here and in line "
+                        f"{lines[(*place, key.value)]}; each key once is allowed. Remove one."
                     )
+                seen.add((key.tag, key.value))
                 lines[(*place, key.value)] = line
                 visit(value, (*place, key.value))
         elif isinstance(node, yaml.SequenceNode):

@@ -147,7 +147,10 @@ class TrainingChunks:
 
 
 class EvaluationChunks:
-    """Chunks of a worker's part of rows that are read once, in the order of the files."""
+    """Chunks of a worker's part of rows that are read once, in the order of the files.
+
+    Steps are cut where batches of `batch_rows` of all rows are: a batch may lie on two workers.
+    """
 
     def __init__(
         self,
@@ -163,15 +166,23 @@ class EvaluationChunks:
         self._starts = np.concatenate([[0], np.cumsum(block_rows)])
         rows = int(self._starts[-1])
         self._first, self._last = rank * rows // workers, (rank + 1) * rows // workers
+        self._rows = rows
         self._batch_rows = batch_rows
         steps = max(1, min(_CHUNK_BYTES // (layout.row_bytes * batch_rows), _MAX_CHUNK_STEPS))
         self._chunk_rows = steps * batch_rows
-        self.chunks = -(-(self._last - self._first) // self._chunk_rows)
+        first_chunk = self._first // self._chunk_rows
+        self._first_chunk = first_chunk
+        self.chunks = -(-self._last // self._chunk_rows) - first_chunk if rows else 0
 
     def assemble(self, chunk: int) -> tuple[Array, Array, Array, Array, Array]:
         """The rows of one chunk."""
-        first = self._first + int(chunk) * self._chunk_rows
-        last = min(first + self._chunk_rows, self._last)
+        chunk_start = (self._first_chunk + int(chunk)) * self._chunk_rows
+        first = max(chunk_start, self._first)
+        last = min(chunk_start + self._chunk_rows, self._last)
+        batches = np.arange(first // self._batch_rows, -(-last // self._batch_rows) + 1)
+        edges = batches * self._batch_rows
+        offsets = np.clip(edges, first, last) - first
+        global_rows = np.diff(np.minimum(edges, self._rows))
         out = _empty_rows(self._layout, last - first)
         at = 0
         index = int(np.searchsorted(self._starts, first, side="right")) - 1
@@ -184,13 +195,12 @@ class EvaluationChunks:
                 at += until - first
                 first = until
             index += 1
-        offsets = np.minimum(np.arange(0, at + self._batch_rows, self._batch_rows), at)
         return (
             out.inputs.reshape(at, *self._layout.input_shape),
             out.labels,
             out.weights,
             offsets.astype(np.int32),
-            np.diff(offsets).astype(np.float32),
+            global_rows.astype(np.float32),
         )
 
 

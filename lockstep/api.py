@@ -22,7 +22,7 @@ from configs.load import load_job
 from configs.schema import Job
 from trainer.payloads import PlannedData, TrainingSettings
 from trainer.preflight import open_sources, plan_data
-from trainer.probe import ModelFacts, start_probe
+from trainer.probe import IN_PROBE, ModelFacts, start_probe
 from trainer.run_folder import RunFolder, open_run_folder
 
 _PRELOAD = ("trainer.worker", "trainer.export")
@@ -161,6 +161,11 @@ def train(
         Interrupted: Ctrl-C; a checkpoint is kept.
         EnvironmentFailure: Machines or processes failed for good.
     """
+    if os.environ.get(IN_PROBE):
+        raise UserError(
+            "train was called while a worker's process imported this file. Guard the call: "
+            'if __name__ == "__main__": run = lockstep.train(...)'
+        )
     options = options or TrainOptions()
     listener = listener or SilentListener()
     if callable(job):
@@ -178,7 +183,7 @@ def train(
         # Ray comes up while the probe builds the model; no worker starts before both are done.
         with session(need, options.address, options.is_verbose) as warnings:
             facts = probe.facts(loaded.cluster.start_timeout_s)
-            folder = open_run_folder(loaded, options.run_id, options.is_resume)
+            folder = open_run_folder(loaded, data, options.run_id, options.is_resume)
             plan = RunPlan(loaded, folder, data, facts)
             listener.planned(plan)
             for warning in (*facts.warnings, *_data_warnings(data), *warnings):
@@ -212,7 +217,11 @@ def _run_spec(plan: RunPlan) -> RunSpec:
         start_timeout_s=cluster.start_timeout_s,
     )
     settings = TrainingSettings(
-        plan.job, plan.folder.run_id, str(folder), plan.data, plan.folder.is_resumed
+        with_absolute_paths(plan.job),
+        plan.folder.run_id,
+        str(folder),
+        plan.data.with_absolute_paths(),
+        plan.folder.is_resumed,
     )
     return RunSpec(
         gang,
@@ -223,12 +232,34 @@ def _run_spec(plan: RunPlan) -> RunSpec:
     )
 
 
+def with_absolute_paths(job: Job) -> Job:
+    """The job with the user's files named absolutely: workers run in another folder."""
+
+    def absolute(name: str) -> str:
+        place, separator, attribute = name.partition(":")
+        return f"{Path(place).absolute()}{separator}{attribute}" if place.endswith(".py") else name
+
+    model = job.model.model_copy(
+        update={
+            "builder": absolute(job.model.builder) if job.model.builder else None,
+            "file": str(Path(job.model.file).absolute()) if job.model.file else None,
+        }
+    )
+    callbacks = [
+        absolute(spec) if isinstance(spec, str) else {absolute(k): v for k, v in spec.items()}
+        for spec in job.train.callbacks
+    ]
+    train = job.train.model_copy(update={"callbacks": callbacks})
+    return job.model_copy(update={"model": model, "train": train})
+
+
 def _worker_environment(gpus: int) -> dict[str, str]:
     environment = {
         "KERAS_BACKEND": "tensorflow",
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1"),
         "TF_GRPC_REUSE_PORT": "1",
         "PYTHONUNBUFFERED": "1",
+        IN_PROBE: "1",
     }
     return environment if gpus else {**environment, "CUDA_VISIBLE_DEVICES": "-1"}
 
@@ -258,6 +289,8 @@ def _follow(handle: RunHandle, listener: Listener) -> None:
         raise Interrupted(
             f"stopped after step {summary['steps']}; the checkpoint is in {summary['run_folder']}. "
             "Go on with --resume."
+            if summary["steps"]
+            else "stopped before the first step; there is no checkpoint yet."
         )
 
 

@@ -22,6 +22,8 @@ from trainer.state import capture, named_variables, restore
 from trainer.strategy import Group
 
 _PATH_ARGUMENTS = ("filename", "filepath", "log_dir", "backup_dir")
+# What the constructor or `on_train_begin` finds anew: parameters, places, a file's header.
+_NOT_STATE = {"params", "_params", *_PATH_ARGUMENTS, "append", "append_header"}
 _BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -80,10 +82,9 @@ class CallbackRunner:
 
     def on_train_begin(self, state: dict[str, Any], arrays: Arrays) -> None:
         """Begin, or go on from the state that an earlier run's `state` gave."""
-        if state:
-            for callback in self._callbacks:
-                if isinstance(callback, keras.callbacks.CSVLogger):
-                    callback.append = True
+        for callback in self._callbacks:
+            if state and isinstance(callback, keras.callbacks.CSVLogger):
+                callback.append = True
         self._call("on_train_begin")
         for index, callback in enumerate(self._callbacks):
             _restore_callback(callback, state.get(str(index), {}), arrays, index)
@@ -119,7 +120,7 @@ class CallbackRunner:
             for name, value in vars(callback).items():
                 if isinstance(value, np.generic):
                     value = value.item()
-                if name in ("params", "_params"):
+                if name in _NOT_STATE:
                     continue
                 if _is_plain(value):
                     plain[str(index)][name] = value

@@ -11,6 +11,7 @@ from data_pipeline.blocks import BlockReader
 from data_pipeline.features import InputLayout
 from data_pipeline.reader import ChunkRows, EvaluationChunks, chunk_dataset
 from data_pipeline.scan import LabelSummary
+from trainer import keras_adapter
 from trainer.step import EvaluationStep
 from trainer.strategy import Group
 
@@ -25,7 +26,8 @@ class Evaluator:
         group: Who takes part; every rank must call `evaluate`.
         layout: How the rows lie in memory.
         has_weights: Whether rows have weights.
-        global_batch_size: Rows of a training step; evaluation uses no smaller parts.
+        global_batch_size: Rows of a training step; evaluation uses no smaller parts, and the same
+            batches where the loss depends on them.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class Evaluator:
         self._layout = layout
         self._step = EvaluationStep(model, group, layout, has_weights)
         self._batch_rows = max(-(-global_batch_size // group.size), _EVALUATION_ROWS)
+        if keras_adapter.depends_on_batches(model):
+            self._batch_rows = global_batch_size
 
     def evaluate(
         self, reader: BlockReader, block_rows: NDArray[np.int64], constant: Any = None

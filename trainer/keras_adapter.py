@@ -28,7 +28,7 @@ def check_versions() -> str | None:
     ]
     if not wrong:
         return None
-    return f"not proved with {' and '.join(wrong)}: run `lockstep verify` before trusting results."
+    return f"not proved with {' and '.join(wrong)}: compare a short run with plain Keras first."
 
 
 def build_training_state(model: keras.Model, inputs: Any, labels: Any, weights: Any) -> None:
@@ -64,6 +64,20 @@ def is_mean_loss(model: keras.Model) -> bool:
     """Whether the compiled loss is a mean over the rows of a batch (else it is a sum)."""
     losses = model._compile_loss._flat_losses
     return all(entry.loss.reduction != "sum" for entry in losses)
+
+
+def depends_on_batches(model: keras.Model) -> bool:
+    """Whether the loss of an evaluation depends on how rows are cut into batches."""
+    return not is_mean_loss(model) or any(
+        getattr(layer, "activity_regularizer", None) is not None
+        for layer in model._flatten_layers()
+    )
+
+
+def divides_by_weights(model: keras.Model) -> bool:
+    """Whether the compiled loss divides by the sum of weights, which no worker knows alone."""
+    losses = model._compile_loss._flat_losses
+    return any(entry.loss.reduction == "mean_with_sample_weight" for entry in losses)
 
 
 def weight_regularization(model: keras.Model) -> list[tf.Tensor]:

@@ -91,7 +91,7 @@ class TrainingLoop:
         self._parts = parts
         self._progress = Progress()
         self._call_steps = parts.job.train.steps_per_execution or _FIRST_CALL_STEPS
-        self._seconds = 0.0
+        self._last_call = (0, 0.0)
         self._restored: Snapshot | None = None
         self.is_stopped = False
 
@@ -168,10 +168,11 @@ class TrainingLoop:
             index,
             steps,
             parts.share.may_be_empty(step_of_epoch, step_of_epoch + steps),
-            (parts.has_stop_request(), self._seconds),
+            (parts.has_stop_request(), self._last_call[1]),
         )
-        self._seconds = time.monotonic() - begin
-        progress.times_s["productive"] += self._seconds
+        self._choose_call_steps(result.seconds, self._last_call[0])
+        self._last_call = (steps, time.monotonic() - begin)
+        progress.times_s["productive"] += self._last_call[1]
         progress.step += steps
         offsets = chunks.offsets
         progress.epoch_rows += int(offsets[index + steps] - offsets[index])
@@ -180,7 +181,6 @@ class TrainingLoop:
         if parts.callbacks.wants_batches:
             logs = metric_results(parts.model)
             parts.callbacks.on_train_batch_end(step_of_epoch + steps - 1, logs)
-        self._choose_call_steps(result.seconds, steps)
         if self._is_checkpoint_step() and progress.step < last and not self.is_stopped:
             self._count_rows()
             self._snapshot("step")
@@ -243,13 +243,13 @@ class TrainingLoop:
             "step": self._progress.step,
             "loss": result.loss_sum / rows,
             "rows": rows,
-            "seconds": self._seconds,
+            "seconds": self._last_call[1],
         }
         self._parts.report("progress", body)
 
     def _choose_call_steps(self, seconds: float, steps: int) -> None:
-        """Aim at calls of a third of a second, from a time that all ranks know."""
-        if self._parts.job.train.steps_per_execution or seconds <= 0:
+        """Aim at calls of a third of a second, from the last call's time, which all ranks know."""
+        if self._parts.job.train.steps_per_execution or seconds <= 0 or steps == 0:
             return
         wanted = steps * _CALL_TARGET_S / seconds
         self._call_steps = int(max(1, min(wanted, self._call_steps * _GROWTH)))

@@ -54,7 +54,7 @@ def build_model(job: Job, layout: InputLayout, statistics: Statistics | None) ->
     _check_input(model, layout)
     if job.compile is not None:
         compile_model(model, job.compile)
-    elif model.optimizer is None:
+    elif getattr(model, "optimizer", None) is None:
         raise ModelError(
             "the model is not compiled and the job has no compile section. Add compile to the job, "
             "or compile the model in the builder."
@@ -115,12 +115,14 @@ def import_object(name: str) -> Any:
     place, _, attribute = name.partition(":")
     if place.endswith(".py"):
         path = Path(place).resolve()
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        name = f"lockstep_user_{path.stem}"  # never the name of one of our own packages
+        spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None or not path.exists():
             raise ModelError(f"no Python file at {place}. Name the file that holds {attribute}.")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        sys.path.insert(0, str(path.parent))
+        sys.modules[name] = module
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
         spec.loader.exec_module(module)
     else:
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -212,7 +214,7 @@ def _with_normalization(
         )
     front = [keras.layers.Input(layout.input_shape), normalization_layer(statistics)]
     wrapped = keras.Sequential(front + list(model.layers), name=model.name)
-    if model.optimizer is not None:
+    if getattr(model, "optimizer", None) is not None:
         wrapped.compile_from_config(model.get_compile_config())
     return wrapped
 
@@ -245,10 +247,20 @@ def _check_input(model: keras.Model, layout: InputLayout) -> None:
         )
 
 
+def _names_code(text: str) -> bool:
+    """Whether an argument names a function or class of the user's: 'file.py:name'."""
+    place, _, attribute = text.partition(":")
+    return attribute.isidentifier() and (
+        place.endswith(".py") or all(part.isidentifier() for part in place.split("."))
+    )
+
+
 def _nested(value: Any) -> Any:
     """Keras objects inside arguments, recognised by their class name."""
     if isinstance(value, list):
         return [_nested(element) for element in value]
+    if isinstance(value, str) and _names_code(value):
+        return import_object(value)
     if isinstance(value, dict) and len(value) == 1:
         name = str(next(iter(value)))
         kind = find_kind(name)

@@ -1,6 +1,8 @@
 """What travels between driver, coordinator and workers: plain records, no TensorFlow."""
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -29,6 +31,29 @@ class PlannedData:
     plan: Plan
     sources: dict[str, Source]
     scans: dict[str, Scan]
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits of the training rows' files: names, sizes, and rows of each block."""
+        files = [
+            (Path(file.path).name, file.size_bytes, file.block_rows)
+            for file in self.sources["train"].files
+        ]
+        kept = self.scans["train"].block_rows.tolist()
+        return hashlib.sha256(repr((files, kept)).encode()).hexdigest()[:16]
+
+    def with_absolute_paths(self) -> "PlannedData":
+        """The same with files named absolutely: workers run in another folder."""
+        sources = {
+            role: replace(
+                source,
+                files=tuple(
+                    replace(file, path=str(Path(file.path).absolute())) for file in source.files
+                ),
+            )
+            for role, source in self.sources.items()
+        }
+        return replace(self, sources=sources)
 
     @property
     def statistics(self) -> Statistics | None:

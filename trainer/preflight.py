@@ -62,7 +62,8 @@ def plan_data(job: Job, sources: dict[str, Source], layout: InputLayout) -> Plan
         DataError: Values that the job does not allow.
     """
     scans = {role: scan(source, layout, job.data.on_null) for role, source in sources.items()}
-    check_classes(job, layout, scans["train"])
+    for role, found in scans.items():
+        check_classes(job, layout, role, found)
     window_rows = job.data.window_rows or auto_window_rows(
         layout.row_bytes, job.data.virtual_shards
     )
@@ -110,7 +111,7 @@ def check_output(job: Job, layout: InputLayout) -> None:
         )
 
 
-def check_classes(job: Job, layout: InputLayout, found: Scan) -> None:
+def check_classes(job: Job, layout: InputLayout, role: str, found: Scan) -> None:
     """Whether class numbers lie within the model's outputs; TensorFlow would give NaN, not tell.
 
     Raises DataError.
@@ -121,12 +122,12 @@ def check_classes(job: Job, layout: InputLayout, found: Scan) -> None:
     lowest, highest = found.label_range
     if lowest < 0:
         raise DataError(
-            f"data.train: label {layout.label!r} holds class {lowest}; class numbers count from 0. "
-            "Shift them."
+            f"data.{role}: label {layout.label!r} holds class {lowest}; class numbers count from "
+            "0. Shift them."
         )
     if highest >= units:
         raise DataError(
-            f"data.train: label {layout.label!r} holds class {highest}, the last layer has "
+            f"data.{role}: label {layout.label!r} holds class {highest}, the last layer has "
             f"outputs for 0 to {units - 1}. Set its units to {highest + 1} or more."
         )
 

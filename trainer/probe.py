@@ -18,6 +18,9 @@ from configs.schema import Job
 from data_pipeline.features import InputLayout
 from trainer.errors import ModelError
 
+IN_PROBE = "LOCKSTEP_IMPORTS_USER_CODE"
+"""Set in processes that import the user's files, so that these cannot start a run of their own."""
+
 _MARK = "lockstep-probe:"
 
 
@@ -86,7 +89,12 @@ def start_probe(job: Job, layout: InputLayout) -> Probe:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is the driver's
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
+        env={
+            **os.environ,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "CUDA_VISIBLE_DEVICES": "-1",
+            IN_PROBE: "1",
+        },
     )
     if process.stdin is not None:
         process.stdin.write(pickle.dumps((job, layout)))
@@ -125,6 +133,16 @@ def probe_model(job: Job, layout: InputLayout) -> ModelFacts:
             f"output {tuple(model.output_shape[1:])} and label {layout.label!r} of "
             f"{layout.label_size} value(s) a row do not fit loss and metrics: {error}"
         ) from error
+    if not isinstance(getattr(model, "output_shape", None), tuple):
+        raise ModelError(
+            f"{type(model).__name__} has no single known output shape; a Sequential or functional "
+            "model with one output is allowed. Build it from layers."
+        )
+    if job.cluster.workers > 1 and keras_adapter.divides_by_weights(model):
+        raise ModelError(
+            "a loss with reduction mean_with_sample_weight needs the sum of all workers' weights; "
+            "it is allowed with one worker. Use sum_over_batch_size, or cluster.workers: 1."
+        )
     if not model.trainable_variables:
         raise ModelError(
             "the model has no trainable parameter; training needs at least one. Set a layer's "

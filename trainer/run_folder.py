@@ -3,8 +3,10 @@
 Owns its creation, and the question whether a job may go on in one that exists.
 """
 
+import json
 import os
 import platform
+import re
 import secrets
 import sys
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 from configs.load import differing_fields, dump_job, load_job
 from configs.schema import Job
 from trainer.errors import RunFolderError
+from trainer.payloads import PlannedData
 from trainer.supervisor import write_json
 
 _PACKAGES = ("lockstep", "tensorflow", "keras", "ray", "numpy", "pyarrow", "h5py")
@@ -35,7 +38,7 @@ class RunFolder:
     is_resumed: bool
 
 
-def open_run_folder(job: Job, run_id: str | None, is_resume: bool) -> RunFolder:
+def open_run_folder(job: Job, data: PlannedData, run_id: str | None, is_resume: bool) -> RunFolder:
     """Find or create the folder of a run.
 
     A new run gets a new id unless one is given. With `is_resume` the given run, or the newest of
@@ -44,6 +47,11 @@ def open_run_folder(job: Job, run_id: str | None, is_resume: bool) -> RunFolder:
     Raises:
         RunFolderError: The folder holds another job, or nothing to go on from.
     """
+    if run_id is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
+        raise RunFolderError(
+            f"--run-id received {run_id!r}; letters, digits, '.', '_' and '-' are allowed, and a "
+            "letter or digit first. Choose another name."
+        )
     root = Path(job.runs_dir).absolute() / job.name
     if is_resume and run_id is None:
         run_id = _newest_run(root)
@@ -54,6 +62,7 @@ def open_run_folder(job: Job, run_id: str | None, is_resume: bool) -> RunFolder:
     path = root / (run_id or _new_run_id())
     if path.exists():
         _check_same_job(path, job, is_resume)
+        _check_same_rows(path, data)
     is_resumed = is_resume and any((path / "checkpoints").glob("step-*.h5"))
     if is_resume and not is_resumed:
         raise RunFolderError(
@@ -66,6 +75,7 @@ def open_run_folder(job: Job, run_id: str | None, is_resume: bool) -> RunFolder:
     temporary.write_text(dump_job(job))
     os.replace(temporary, path / "job.yaml")
     write_json(path / "environment.json", environment())
+    write_json(path / "data.json", {"digest": data.digest, "rows": data.plan.rows})
     return RunFolder(path, path.name, is_resumed)
 
 
@@ -99,6 +109,19 @@ def _check_same_job(path: Path, job: Job, is_resume: bool) -> None:
         raise RunFolderError(
             f"{path} already holds a run of this job. Add --resume to go on with it, or use "
             "another --run-id."
+        )
+
+
+def _check_same_rows(path: Path, data: PlannedData) -> None:
+    saved = path / "data.json"
+    if not saved.exists():
+        return
+    earlier = json.loads(saved.read_text())
+    if earlier["digest"] != data.digest:
+        raise RunFolderError(
+            f"{path} was started on other training rows: {earlier['rows']:,} then, "
+            f"{data.plan.rows:,} now, or files of other sizes. Start a new run, or put the files "
+            "back; a run goes on with the rows it began with."
         )
 
 

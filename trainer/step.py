@@ -124,15 +124,22 @@ class TrainingStep:
         global_rows: tf.Tensor,
         may_be_empty: bool,
     ) -> tf.Tensor:
-        def learn() -> tuple[list[Any], tf.Tensor]:
-            return self._gradients(inputs, labels, weights, global_rows)
+        kinds: list[Any] = []
 
-        if may_be_empty:
-            gradients, loss = tf.cond(
-                tf.shape(inputs)[0] > 0, lambda: _densified(*learn()), self._nothing_learned
+        def learn() -> tuple[list[Any], tf.Tensor]:
+            gradients, loss = self._gradients(inputs, labels, weights, global_rows)
+            kinds[:] = gradients
+            return [gradient for gradient in gradients if gradient is not None], loss
+
+        if may_be_empty and self._group.replicas > 1:
+            # The first branch is traced first: the second gives gradients of the same kinds.
+            present, loss = tf.cond(
+                tf.shape(inputs)[0] > 0, learn, lambda: self._nothing_learned(kinds)
             )
         else:
-            gradients, loss = learn()
+            present, loss = learn()
+        found = iter(present)
+        gradients = [None if kind is None else next(found) for kind in kinds]
         gradients = self._reduced(gradients, tf.shape(inputs)[0], global_rows)
         self._model.optimizer.apply(gradients, self._variables)
         return loss
@@ -161,15 +168,23 @@ class TrainingStep:
         keras_adapter.update_metrics(model, labels, outputs, sample_weight)
         return gradients, loss
 
-    def _nothing_learned(self) -> tuple[list[Any], tf.Tensor]:
-        """The part of a replica without rows: its share of the penalties on weights."""
+    def _nothing_learned(self, kinds: list[Any]) -> tuple[list[Any], tf.Tensor]:
+        """The part of a replica without rows: its share of the penalties on weights.
+
+        Gradients are absent, sparse or dense where `kinds`, those of a replica with rows, are.
+        """
         with tf.GradientTape() as tape:
             loss = tf.zeros(())
             for penalty in keras_adapter.weight_regularization(self._model):
                 loss += penalty / self._group.replicas
             scaled = self._model.optimizer.scale_loss(loss)
         native = [variable.value for variable in self._variables]
-        gradients = tape.gradient(scaled, native, unconnected_gradients="zero")
+        dense = tape.gradient(scaled, native, unconnected_gradients="zero")
+        gradients = [
+            _no_slices(kind, gradient) if isinstance(kind, tf.IndexedSlices) else gradient
+            for kind, gradient in zip(kinds, dense, strict=True)
+            if kind is not None
+        ]
         return gradients, loss
 
     def _reduced(self, gradients: list[Any], rows: tf.Tensor, global_rows: tf.Tensor) -> list[Any]:
@@ -197,11 +212,11 @@ class TrainingStep:
         return self._group.strategy.experimental_local_results(value)[0]
 
 
-def _densified(gradients: list[Any], loss: tf.Tensor) -> tuple[list[Any], tf.Tensor]:
-    """Both branches of a condition need the same types: sparse gradients become dense."""
-    return [
-        tf.convert_to_tensor(gradient) if gradient is not None else None for gradient in gradients
-    ], loss
+def _no_slices(like: tf.IndexedSlices, dense: tf.Tensor) -> tf.IndexedSlices:
+    """A sparse gradient of the types of `like` and the shape of `dense` that touches no row."""
+    values = tf.zeros((0, *dense.shape[1:]), like.values.dtype)
+    shape = tf.constant(dense.shape.as_list(), like.dense_shape.dtype)
+    return tf.IndexedSlices(values, tf.zeros((0,), like.indices.dtype), shape)
 
 
 class EvaluationStep:
@@ -235,17 +250,18 @@ class EvaluationStep:
         self._calls[has_constant](rows, tf.constant(constant if has_constant else [], tf.float32))
 
     def _run_steps(self, rows: tuple[tf.Tensor, ...], constant: tf.Tensor | None) -> None:
-        inputs, labels, weights, offsets, _ = rows
+        inputs, labels, weights, offsets, global_rows = rows
         for index in tf.range(tf.shape(offsets)[0] - 1):
             begin, end = offsets[index], offsets[index + 1]
             part = (inputs[begin:end], labels[begin:end], weights[begin:end])
-            self._group.strategy.run(self._step, args=(*part, constant))
+            self._group.strategy.run(self._step, args=(*part, global_rows[index], constant))
 
     def _step(
         self,
         inputs: tf.Tensor,
         labels: tf.Tensor,
         weights: tf.Tensor,
+        global_rows: tf.Tensor,
         constant: tf.Tensor | None,
     ) -> None:
         model = self._model
@@ -260,11 +276,17 @@ class EvaluationStep:
             outputs = tf.ensure_shape(outputs, (None, *model.output_shape[1:]))
             penalties = []
         loss = keras_adapter.data_loss(model, labels, outputs, sample_weight)
-        if keras_adapter.is_mean_loss(model):
-            loss *= self._group.replicas
-        for penalty in (*keras_adapter.row_losses(model), *penalties):
-            loss += tf.reduce_sum(penalty)
         rows = tf.cast(count, tf.float32)
-        self._total.assign_add(tf.cast(loss * rows, self._total.dtype))
+        # `evaluate` weighs the loss of each batch by its rows: a mean over part of a batch counts
+        # for the part, a sum over part of a batch for all rows of the batch.
+        if keras_adapter.is_mean_loss(model):
+            total = loss * self._group.replicas * rows
+        else:
+            total = loss * global_rows
+        for row_loss in keras_adapter.row_losses(model):
+            total += tf.reduce_sum(row_loss) * global_rows
+        for penalty in penalties:
+            total += penalty * rows
+        self._total.assign_add(tf.cast(total, self._total.dtype))
         self._count.assign_add(tf.cast(rows, self._count.dtype))
         keras_adapter.update_metrics(model, labels, outputs, sample_weight)

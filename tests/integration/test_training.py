@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -376,3 +377,86 @@ def test_sums_over_batches_and_weights_are_plain_keras(rows: Path, tmp_path: Pat
         np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
     for name, values in history.history.items():
         np.testing.assert_allclose(run.history[name], values, rtol=TOLERANCE)
+
+
+def write_tokens(folder: Path, rows: int) -> Path:
+    """Rows of five tokens out of twelve, and their share of tokens below six."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    tokens = np.random.default_rng(0).integers(0, 12, (rows, 5)).astype("f4")
+    column = pa.FixedSizeListArray.from_arrays(tokens.ravel(), 5)
+    table = pa.table({"tokens": column, "y": (tokens < 6).mean(axis=1)})
+    pq.write_table(table, folder / "0.parquet", row_group_size=50)
+    return folder
+
+
+@pytest.mark.parametrize(("workers", "steps_per_execution"), [(1, 1), (2, 1), (2, 4)])
+def test_sparse_gradients_do_not_depend_on_calls_or_workers(
+    tmp_path: Path, workers: int, steps_per_execution: int
+) -> None:
+    """65 rows in batches of 64: the last step leaves a worker without a row."""
+    job = make_job(
+        tmp_path,
+        tmp_path / "runs",
+        data__train=str(write_tokens(tmp_path / "tokens", 65)),
+        data__validation=None,
+        data__test=None,
+        data__features=["tokens"],
+        data__normalize=False,
+        train__epochs=4,
+        train__steps_per_execution=steps_per_execution,
+        compile__optimizer={"Adam": {"learning_rate": 0.05}},
+        cluster__workers=workers,
+        model__layers=[
+            {"Embedding": {"input_dim": 12, "output_dim": 3}},
+            "Flatten",
+            {"Dense": {"units": 1}},
+        ],
+    )
+    model, history = fit_plain(job)
+    run = lockstep.train(job)
+    for ours, theirs in zip(run.model().get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+    np.testing.assert_allclose(run.history["loss"], history.history["loss"], rtol=TOLERANCE)
+
+
+def test_sum_losses_are_those_of_fit_and_evaluate(rows: Path, tmp_path: Path) -> None:
+    job = make_job(
+        rows,
+        tmp_path,
+        compile__loss={"MeanSquaredError": {"reduction": "sum"}},
+        compile__optimizer={"SGD": {"learning_rate": 1e-5}},
+        train__epochs=1,
+        cluster__workers=3,
+    )
+    _, history = fit_plain(job, validation_batch_size=64)
+    run = lockstep.train(job)
+    for name, values in history.history.items():
+        np.testing.assert_allclose(run.history[name], values, rtol=TOLERANCE)
+
+
+def test_a_lost_template_is_replaced(five_epochs: lockstep.Run, rows: Path, tmp_path: Path) -> None:
+    import psutil
+
+    def kill_template(event: dict[str, Any], recorder: Recorder) -> None:
+        formed = [e for e in recorder.events if e["event"] == "formed"]
+        psutil.Process(formed[-1]["pids"][0]).parent().kill()
+
+    job = make_job(rows, tmp_path, train__epochs=5)
+    run = lockstep.train(job, listener=Recorder("epoch", kill_template))
+    assert len(run.summary["recoveries"]) == 1
+    assert run.summary["recoveries"][0]["steps_replayed"] <= 16
+    assert_same_bits(run, five_epochs)
+
+
+def test_resume_refuses_other_rows(rows: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(rows, data)
+    job = make_job(data, tmp_path / "runs", train__epochs=1, cluster__workers=1)
+    lockstep.train(job)
+    shutil.copy(data / "train" / "0.parquet", data / "train" / "2.parquet")
+    job["train"]["epochs"] = 2
+    with pytest.raises(lockstep.UserError, match=r"other training rows: 1,003 then, 1,504 now"):
+        lockstep.train(job, options=TrainOptions(is_resume=True))

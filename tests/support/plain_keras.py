@@ -14,7 +14,7 @@ from trainer.preflight import open_sources, plan_data
 
 
 def fit_plain(
-    job_values: dict[str, Any], callbacks: list[Any] | None = None
+    job_values: dict[str, Any], validation_batch_size: int = 512
 ) -> tuple[keras.Model, keras.callbacks.History]:
     """The job's model, trained by `fit`; validation and callbacks as the job says."""
     job = load_job(job_values)
@@ -47,8 +47,8 @@ def fit_plain(
         epochs=job.train.epochs,
         steps_per_epoch=data.plan.steps_per_epoch,
         validation_data=validation,
-        validation_batch_size=512,
-        callbacks=[*made, *(callbacks or [])],
+        validation_batch_size=validation_batch_size,
+        callbacks=made,
         shuffle=False,
         verbose=0,
     )

@@ -170,6 +170,13 @@ def test_a_negative_class(tmp_path):
     )
 
 
+def test_classes_of_other_roles_are_checked_too(tmp_path):
+    data(tmp_path / "train")
+    data(tmp_path / "test", **{"class": [0, 1, 2, 3, 1, 0]})
+    with pytest.raises(DataError, match=r"^data\.test: label 'class' holds class 3, the last"):
+        check(tmp_path / "train", [dense(3)], SPARSE, "class", test=str(tmp_path / "test"))
+
+
 @pytest.mark.parametrize("highest", [99_999, 100_000, 149_999])
 def test_many_classes_are_allowed(tmp_path, highest):
     data(tmp_path, **{"class": [0, 1, highest, 2, 0, 1]})
