@@ -21,7 +21,7 @@ import ray
 
 from cluster.channel import Message
 from cluster.errors import CoordinatorLost, GangFailure, RetriesExhausted
-from cluster.gang import Gang, GangSpec
+from cluster.gang import Gang, GangSpec, release
 from cluster.template import resolve
 from configs.errors import UserCodeError
 
@@ -257,6 +257,7 @@ class RunHandle:
         actor = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=8)
         self._actor = actor.remote(spec)
         self._result = self._actor.run.remote()
+        self._name = spec.gang.name
         self._next_event = 0
 
     def events(self, timeout_s: float) -> list[dict[str, Any]]:
@@ -266,6 +267,7 @@ class RunHandle:
                 self._actor.events.remote(self._next_event, timeout_s), timeout=timeout_s + 30
             )
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            release(self._name)
             raise _coordinator_lost(error) from error
         return list(news)
 
@@ -287,8 +289,10 @@ class RunHandle:
                 raise cause from None
             raise
         except ray.exceptions.RayActorError as error:
+            release(self._name)
             raise _coordinator_lost(error) from error
 
     def kill(self) -> None:
-        """End the coordinator at once; hosts follow."""
+        """End the coordinator at once; hosts follow, and what they held is given back."""
         ray.kill(self._actor)
+        release(self._name)

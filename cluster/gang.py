@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.channel import Message
@@ -28,6 +33,7 @@ class GangSpec:
     """What to place.
 
     Attributes:
+        name: Unique; the reservation can be given back under it when the coordinator is gone.
         workers: Number of hosts.
         cpus: Cores of each.
         gpus: GPUs of each.
@@ -37,6 +43,7 @@ class GangSpec:
         start_timeout_s: Bound of placement and of the templates' start, each.
     """
 
+    name: str
     workers: int
     cpus: int
     gpus: int
@@ -67,7 +74,7 @@ class Gang:
         """
         spec = self.spec
         bundle = {"CPU": float(spec.cpus)} | ({"GPU": float(spec.gpus)} if spec.gpus else {})
-        self._group = placement_group([bundle] * spec.workers, strategy="PACK")
+        self._group = placement_group([bundle] * spec.workers, strategy="PACK", name=spec.name)
         if not self._group.wait(spec.start_timeout_s):
             raise StartTimeout(
                 f"no room for {spec.workers} workers of {spec.cpus} CPU(s) and {spec.gpus} GPU(s) "
@@ -217,6 +224,12 @@ class Gang:
             raise GangFailure(f"the host of rank {rank} was lost.", "host_lost", rank) from error
         self._polls[self.hosts[rank].poll.remote(_POLL_S)] = rank
         return messages
+
+
+def release(name: str) -> None:
+    """Give back what a gang has reserved, where its coordinator cannot; nothing if it has."""
+    with contextlib.suppress(ValueError):  # no reservation of this name
+        remove_placement_group(get_placement_group(name))
 
 
 def _is_true(check: Any) -> bool:

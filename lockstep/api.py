@@ -7,6 +7,7 @@ start, follow, stop.
 import inspect
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -208,6 +209,7 @@ def _run_spec(plan: RunPlan) -> RunSpec:
     cluster = plan.job.cluster
     folder = plan.folder.path
     gang = GangSpec(
+        name=f"lockstep-{plan.folder.run_id}-{secrets.token_hex(4)}",
         workers=cluster.workers,
         cpus=cluster.cpus_per_worker,
         gpus=cluster.gpus_per_worker,

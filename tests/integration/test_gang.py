@@ -6,6 +6,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from cluster.coordinator import RunHandle, RunSpec
 from cluster.errors import RetriesExhausted
@@ -25,6 +26,7 @@ def start(
     max_failures: int = 2,
 ) -> RunHandle:
     gang = GangSpec(
+        name=f"gang-{tmp_path.name}",
         workers=workers,
         cpus=1,
         gpus=0,
@@ -136,3 +138,7 @@ def test_a_killed_coordinator_takes_everything_along(tmp_path: Path) -> None:
     handle.kill()
     assert_nothing_left(before)
     assert not any(is_running(pid) for pid in pids)
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources().get("CPU") == 4
