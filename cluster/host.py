@@ -67,7 +67,7 @@ class Host:
         os.makedirs(os.path.dirname(log_file), exist_ok=True)
         command = [sys.executable, "-m", "cluster.template", *map(str, passed), *self._preload]
         # What libraries drop in the temporary folder would outlive processes that end by _exit.
-        self._scratch = tempfile.mkdtemp(prefix="lockstep-")
+        self._scratch = tempfile.mkdtemp(prefix=".scratch-", dir=os.path.dirname(log_file))
         with open(log_file, "ab") as log:
             self._template = subprocess.Popen(
                 command,

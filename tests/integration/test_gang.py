@@ -1,5 +1,6 @@
 """The process layer with stand-ins for training: forming, failing, stopping, leaving nothing."""
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ def test_a_killed_coordinator_takes_everything_along(tmp_path: Path) -> None:
     handle.kill()
     assert_nothing_left(before)
     assert not any(is_running(pid) for pid in pids)
+    assert not list(Path(tempfile.gettempdir()).glob("lockstep-*"))
     deadline = time.monotonic() + 20
     while ray.available_resources().get("CPU") != 4 and time.monotonic() < deadline:
         time.sleep(0.1)
