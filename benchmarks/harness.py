@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 _ROOT = Path(__file__).parent.parent
 _SAMPLE_EVERY_S = 1.0
 _QUIET_SHARE = 0.05
-_QUIET_FOR_S = 3.0
+_QUIET_FOR_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -215,11 +215,10 @@ class Report:
         )
 
     def write(self, folder: Path = RESULTS) -> None:
-        """Write both files; a quick run's have "-quick" in their names."""
+        """Write TOPIC.md and TOPIC.json."""
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"{self.topic}-quick" if self.is_quick else self.topic
-        (folder / f"{name}.md").write_text(self.as_markdown())
-        (folder / f"{name}.json").write_text(json.dumps(self.as_json(), indent=2) + "\n")
+        (folder / f"{self.topic}.md").write_text(self.as_markdown())
+        (folder / f"{self.topic}.json").write_text(json.dumps(self.as_json(), indent=2) + "\n")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -235,25 +234,33 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return line(head) + line(rule) + "".join(line(row) for row in rows)
 
 
-def measure(
-    peers: Sequence[Peer], repeats: int, wait_s: float = 120.0, retries: int = 2
-) -> dict[str, Row]:
+class Watch(Protocol):
+    """Knows how much of the machine processes outside of the benchmark take."""
+
+    def wait_for_quiet(self) -> None:
+        """Return when they leave the machine alone, or after a bound."""
+
+    def share_of_others(self, begin_s: float, end_s: float) -> float:
+        """Share of all cores that they took between two clock times."""
+        ...
+
+
+def measure(peers: Sequence[Peer], repeats: int, watch: Watch, retries: int = 2) -> dict[str, Row]:
     """Read all peers in turn, `repeats` times over.
 
-    A reading waits up to `wait_s` until other processes leave the machine alone, and is taken
-    again, at most `retries` times, if they did not: the least disturbed one counts.
+    A reading that other processes disturbed is taken again, at most `retries` times: the least
+    disturbed one counts.
     """
     samples: dict[str, list[tuple[float, float]]] = {peer.name: [] for peer in peers}
-    with LookOut() as look_out:
-        for repeat in range(repeats):
-            for peer in peers:
-                value, disturbance = _least_disturbed(peer, look_out, wait_s, retries)
-                samples[peer.name].append((value, disturbance))
-                print(
-                    f"{repeat + 1}/{repeats} {peer.name}: {_short(value)} {peer.unit}"
-                    f" (others {disturbance:.0%})",
-                    flush=True,
-                )
+    for repeat in range(repeats):
+        for peer in peers:
+            value, disturbance = _least_disturbed(peer, watch, retries)
+            samples[peer.name].append((value, disturbance))
+            print(
+                f"{repeat + 1}/{repeats} {peer.name}: {_short(value)} {peer.unit}"
+                f" (others {disturbance:.0%})",
+                flush=True,
+            )
     return {
         peer.name: Row(
             peer.name,
@@ -265,29 +272,50 @@ def measure(
     }
 
 
-def _least_disturbed(
-    peer: Peer, look_out: "LookOut", wait_s: float, retries: int
-) -> tuple[float, float]:
+def _least_disturbed(peer: Peer, watch: Watch, retries: int) -> tuple[float, float]:
     found = []
     for _ in range(1 + retries):
-        look_out.wait_for_quiet(wait_s)
+        watch.wait_for_quiet()
         reading = peer.read()
-        disturbance = look_out.share_of_others(reading.begin_s, reading.end_s)
+        disturbance = watch.share_of_others(reading.begin_s, reading.end_s)
         found.append((reading.value, disturbance))
         if disturbance <= _QUIET_SHARE:
             break
     return min(found, key=lambda sample: sample[1])
 
 
-class LookOut:
-    """Watches how much of the machine processes outside of the benchmark take.
+@dataclass(frozen=True)
+class Usage:
+    """Seconds of all cores up to a clock time: busy, and spent by the benchmark's processes."""
 
-    All of the machine's busy time, stolen time included, that was not spent by this process and
-    its descendants. Use as a context manager.
+    at_s: float
+    busy_s: float
+    own_s: float
+
+
+def share_of_others(usage: Sequence[Usage], begin_s: float, end_s: float, cores: int) -> float:
+    """Share of `cores` that others took between two clock times; 0 without samples in between."""
+    inside = [sample for sample in usage if begin_s <= sample.at_s <= end_s]
+    if len(inside) < 2:
+        return 0.0
+    first, last = inside[0], inside[-1]
+    others_s = (last.busy_s - first.busy_s) - (last.own_s - first.own_s)
+    return max(0.0, others_s / ((last.at_s - first.at_s) * cores))
+
+
+class LookOut:
+    """A `Watch` over this machine, in a thread of its own; use as a context manager.
+
+    Others' share is all of the machine's busy time, stolen time included, that was not spent by
+    this process and its descendants.
+
+    Args:
+        wait_s: Longest wait for quiet; 0 for none.
     """
 
-    def __init__(self) -> None:
-        self._samples: list[tuple[float, float, float]] = []
+    def __init__(self, wait_s: float = 120.0) -> None:
+        self._wait_s = wait_s
+        self._usage: list[Usage] = []
         self._spent_s: dict[tuple[int, float], float] = {}
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="look-out", daemon=True)
@@ -304,22 +332,16 @@ class LookOut:
         self._thread.join()
 
     def share_of_others(self, begin_s: float, end_s: float) -> float:
-        """Share of all cores that others took between two times; 0 without samples in between."""
-        inside = [s for s in list(self._samples) if begin_s <= s[0] <= end_s]
-        if len(inside) < 2:
-            return 0.0
-        (first_s, first_busy, first_own), (last_s, last_busy, last_own) = inside[0], inside[-1]
-        others = (last_busy - first_busy) - (last_own - first_own)
-        return max(0.0, others / ((last_s - first_s) * (os.cpu_count() or 1)))
+        """Share of all cores that others took between two clock times."""
+        return share_of_others(list(self._usage), begin_s, end_s, os.cpu_count() or 1)
 
-    def wait_for_quiet(self, timeout_s: float) -> None:
-        """Return when others have been quiet for some seconds, or after `timeout_s`."""
-        deadline = time.time() + timeout_s
-        while True:
-            time.sleep(_QUIET_FOR_S + _SAMPLE_EVERY_S)
+    def wait_for_quiet(self) -> None:
+        """Return when others have been quiet for some seconds, or after `wait_s`."""
+        deadline = time.time() + self._wait_s
+        while time.time() < deadline:
+            time.sleep(_QUIET_FOR_S)
             now = time.time()
-            share = self.share_of_others(now - _QUIET_FOR_S - _SAMPLE_EVERY_S, now)
-            if share <= _QUIET_SHARE or now > deadline:
+            if self.share_of_others(now - _QUIET_FOR_S, now) <= _QUIET_SHARE:
                 return
 
     def _watch(self) -> None:
@@ -338,7 +360,7 @@ class LookOut:
             except psutil.Error:
                 continue
             self._spent_s[key] = spent.user + spent.system
-        self._samples.append((time.time(), busy, sum(self._spent_s.values())))
+        self._usage.append(Usage(time.time(), busy, sum(self._spent_s.values())))
 
 
 def run_fresh(
