@@ -69,7 +69,7 @@ RESUMABLE_FIELDS: dict[str, Any] = {
     "checkpoint": True,
     "export": True,
     "runs_dir": True,
-    "train": {"epochs", "steps_per_execution"},
+    "train": {"epochs", "steps_per_execution", "max_time_s"},
 }
 """What may differ between a run and its resumption: nothing that earlier steps depended on."""
 

@@ -221,6 +221,27 @@ class TrainConfig(Section):
         description="Keras callbacks by name or with arguments; the user's own as "
         "'package.module:Class' or 'path/to/file.py:Class'.",
     )
+    class_weight: dict[int, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
+        None,
+        description="Weight in the training loss of the rows of each class, such as {0: 1, 1: 5}; "
+        "classes that are not named count 1. null: all count 1.",
+        min_length=1,
+    )
+    sync_batch_norm: bool = Field(
+        False,
+        description="BatchNormalization normalises by the statistics of the global batch, not of "
+        "each worker's part of it: the result is that of one worker. Costs a collective a layer.",
+    )
+    max_time_s: float | None = Field(
+        None,
+        description="Training ends after so many seconds of it, at a common step of all workers, "
+        "and the run goes on to evaluation and export. null: no bound.",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    validation_freq: PositiveInt = Field(
+        1, description="Epochs from one evaluation on data.validation to the next."
+    )
     steps_per_execution: int = Field(
         0,
         description="Steps in one call of the compiled loop. 0: chosen while training, so that a "
@@ -242,7 +263,18 @@ class ClusterConfig(Section):
 
     workers: PositiveInt = Field(1, description="Training processes.")
     cpus_per_worker: PositiveInt = Field(1, description="Cores reserved for each worker.")
-    gpus_per_worker: int = Field(0, description="GPUs reserved for each worker.", ge=0, le=1)
+    gpus_per_worker: int = Field(
+        0,
+        description="GPUs reserved for each worker. 1: one process a GPU; with more a worker's "
+        "rows are split over its GPUs.",
+        ge=0,
+    )
+    cpu_devices_per_worker: PositiveInt = Field(
+        1,
+        description="Virtual CPU devices that a worker's rows are split over, as over several "
+        "GPUs: to try out on a CPU what several devices do.",
+        le=64,
+    )
     start_timeout_s: float = Field(
         120.0, description="Longest wait for machines, and for a gang to form, in seconds.", gt=0
     )
@@ -310,9 +342,34 @@ class Job(Section):
                 f"cluster.workers={workers}: some workers would never have a row. Set "
                 f"train.global_batch_size to {workers} or more, or use fewer workers."
             )
-        if self.train.reduce_dtype != "float32" and workers == 1:
+        self._check_effects(workers)
+        return self
+
+    def _check_effects(self, workers: int) -> None:
+        """Refuse settings that would do nothing, and weights of both kinds at once."""
+        cluster, train = self.cluster, self.train
+        if train.class_weight is not None and self.data.weight is not None:
             raise ValueError(
-                f"train.reduce_dtype={self.train.reduce_dtype} has no effect with one worker. "
+                f"train.class_weight and data.weight={self.data.weight} both weigh rows; one of "
+                "them is allowed. Multiply the class weights into the column."
+            )
+        if train.class_weight and min(train.class_weight) < 0:
+            raise ValueError(
+                f"train.class_weight names class {min(train.class_weight)}; classes count from 0. "
+                "Remove it."
+            )
+        if cluster.gpus_per_worker and cluster.cpu_devices_per_worker > 1:
+            raise ValueError(
+                f"cluster.cpu_devices_per_worker={cluster.cpu_devices_per_worker} has no effect "
+                "with GPUs. Remove it, or set cluster.gpus_per_worker to 0."
+            )
+        if train.validation_freq > 1 and self.data.validation is None:
+            raise ValueError(
+                f"train.validation_freq={train.validation_freq} has no effect without "
+                "data.validation. Remove it, or name validation files."
+            )
+        if train.reduce_dtype != "float32" and workers == 1:
+            raise ValueError(
+                f"train.reduce_dtype={train.reduce_dtype} has no effect with one worker. "
                 "Remove it, or set cluster.workers to 2 or more."
             )
-        return self

@@ -161,11 +161,15 @@ class EpochOrder:
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of worker `rank` of `workers`: a contiguous range of virtual shards."""
+    """The rows of worker `rank` of `workers`: a contiguous range of virtual shards.
+
+    `devices` tells over how many devices each worker splits its rows again.
+    """
 
     plan: Plan
     rank: int
     workers: int
+    devices: int = 1
 
     @functools.cached_property
     def shards(self) -> range:
@@ -188,9 +192,10 @@ class Share:
         return np.asarray(before, np.int64) - before[0]
 
     def may_be_empty(self, first_step: int, last_step: int) -> bool:
-        """Whether some worker (the same answer on all) may have no row in one of the steps."""
+        """Whether some device (the same answer on all workers) may have no row in a step."""
         smallest = self.plan.rows_before_step(last_step) - self.plan.rows_before_step(last_step - 1)
-        return min(smallest, self.plan.global_batch_size) < self.plan.virtual_shards
+        enough = self.plan.virtual_shards * self.devices
+        return min(smallest, self.plan.global_batch_size) < enough
 
     def positions(self, shard: int, row: int) -> int:
         """Positions of `shard` among the first `row` rows of an epoch."""

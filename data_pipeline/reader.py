@@ -7,6 +7,7 @@ that the next epoch's first rows are ready when it begins.
 """
 
 import functools
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ class ChunkRows:
         weights: `(local_rows,) float32`, all ones where the job has no weight column.
         offsets: `(steps + 1,) int32`: step k holds the rows `offsets[k]` to `offsets[k + 1]`.
         global_rows: `(steps,) float32`: rows of each step over all workers.
+        places: `(local_rows,) int32`: each row's place in its step's global batch; empty where
+            the source was not asked for them.
     """
 
     inputs: Any
@@ -43,6 +46,23 @@ class ChunkRows:
     weights: Any
     offsets: Any
     global_rows: Any
+    places: Any
+
+    @property
+    def tensors(self) -> "ChunkArrays":
+        """All fields in their order."""
+        return (
+            self.inputs,
+            self.labels,
+            self.weights,
+            self.offsets,
+            self.global_rows,
+            self.places,
+        )
+
+
+ChunkArrays = tuple[Any, Any, Any, Any, Any, Any]
+"""The fields of a `ChunkRows`, in their order."""
 
 
 class ChunkSource(Protocol):
@@ -50,7 +70,7 @@ class ChunkSource(Protocol):
 
     chunks: int
 
-    def assemble(self, chunk: int) -> tuple[Array, Array, Array, Array, Array]:
+    def assemble(self, chunk: int) -> ChunkArrays:
         """The arrays of a `ChunkRows`, in the order of its fields."""
         ...
 
@@ -85,6 +105,7 @@ def chunk_signature(layout: InputLayout) -> tuple[tf.TensorSpec, ...]:
         tf.TensorSpec((None,), tf.float32),
         tf.TensorSpec((None,), tf.int32),
         tf.TensorSpec((None,), tf.float32),
+        tf.TensorSpec((None,), tf.int32),
     )
 
 
@@ -101,10 +122,17 @@ class TrainingChunks:
     """
 
     def __init__(
-        self, share: Share, reader: BlockReader, layout: InputLayout, epochs: int, threads: int = 2
+        self,
+        share: Share,
+        reader: BlockReader,
+        layout: InputLayout,
+        epochs: int,
+        has_places: bool = False,
+        threads: int = 2,
     ) -> None:
         self._share = share
         self._layout = layout
+        self._has_places = has_places
         self.steps_per_chunk = steps_per_chunk(share.plan, layout, share.workers)
         self.chunks_per_epoch = -(-share.plan.steps_per_epoch // self.steps_per_chunk)
         self.chunks = self.chunks_per_epoch * epochs
@@ -117,7 +145,7 @@ class TrainingChunks:
         chunk, index = divmod(step_of_epoch, self.steps_per_chunk)
         return epoch * self.chunks_per_epoch + chunk, index
 
-    def assemble(self, chunk: int) -> tuple[Array, Array, Array, Array, Array]:
+    def assemble(self, chunk: int) -> ChunkArrays:
         """The rows of one chunk, in the order of the epoch."""
         plan, share = self._share.plan, self._share
         epoch, chunk_of_epoch = divmod(int(chunk), self.chunks_per_epoch)
@@ -127,11 +155,15 @@ class TrainingChunks:
         before = share.rows_before(first_row)
         local_rows = share.rows_before(last_row) - before
         out = _empty_rows(self._layout, local_rows)
+        places = np.empty(local_rows if self._has_places else 0, np.int32)
         order = self._order(epoch)
         owned = len(share.shards)
         for index, shard in enumerate(share.shards):
             start, stop = share.positions(shard, first_row), share.positions(shard, last_row)
             at = start * owned + index - before
+            if self._has_places:
+                rows_of_epoch = np.arange(start, stop) * plan.virtual_shards + shard
+                places[at::owned] = rows_of_epoch % plan.global_batch_size
             for rows in self._windows.rows(order, shard, start, stop):
                 count = len(rows.labels)
                 rows.write(out, slice(at, at + (count - 1) * owned + 1, owned), self._layout)
@@ -143,65 +175,97 @@ class TrainingChunks:
             out.weights,
             share.step_offsets(first_step, last_step).astype(np.int32),
             np.diff(edges).astype(np.float32),
+            places,
         )
 
 
-class EvaluationChunks:
-    """Chunks of a worker's part of rows that are read once, in the order of the files.
+@dataclass(frozen=True)
+class EvaluationCut:
+    """How rows that are read once, in the order of the files, are cut for evaluation.
 
-    Steps are cut where batches of `batch_rows` of all rows are: a batch may lie on two workers.
+    Attributes:
+        rank: This worker.
+        workers: How many there are.
+        batch_rows: Rows of a batch of all workers.
+        is_batch_shared: Whether each worker holds a part of every batch. Otherwise each holds a
+            contiguous part of all rows, and a batch lies on one worker or on two.
     """
+
+    rank: int
+    workers: int
+    batch_rows: int
+    is_batch_shared: bool = False
+
+    def part(self, rows: int) -> tuple[int, int]:
+        """This worker's part `[first, last)` of `rows` rows."""
+        return self.rank * rows // self.workers, (self.rank + 1) * rows // self.workers
+
+
+class EvaluationChunks:
+    """Chunks of a worker's part of rows that are read once; each step is a part of a batch."""
 
     def __init__(
         self,
         block_rows: NDArray[np.int64],
         reader: BlockReader,
         layout: InputLayout,
-        rank: int,
-        workers: int,
-        batch_rows: int,
+        cut: EvaluationCut,
     ) -> None:
         self._reader = reader
         self._layout = layout
+        self._cut = cut
         self._starts = np.concatenate([[0], np.cumsum(block_rows)])
-        rows = int(self._starts[-1])
-        self._first, self._last = rank * rows // workers, (rank + 1) * rows // workers
-        self._rows = rows
-        self._batch_rows = batch_rows
-        steps = max(1, min(_CHUNK_BYTES // (layout.row_bytes * batch_rows), _MAX_CHUNK_STEPS))
-        self._chunk_rows = steps * batch_rows
-        first_chunk = self._first // self._chunk_rows
-        self._first_chunk = first_chunk
-        self.chunks = -(-self._last // self._chunk_rows) - first_chunk if rows else 0
+        self._rows = int(self._starts[-1])
+        steps = max(1, min(_CHUNK_BYTES // (layout.row_bytes * cut.batch_rows), _MAX_CHUNK_STEPS))
+        self._chunk_rows = steps * cut.batch_rows
+        self._first, self._last = (0, self._rows) if cut.is_batch_shared else cut.part(self._rows)
+        self._first_chunk = self._first // self._chunk_rows
+        self.chunks = -(-self._last // self._chunk_rows) - self._first_chunk if self._rows else 0
 
-    def assemble(self, chunk: int) -> tuple[Array, Array, Array, Array, Array]:
+    def assemble(self, chunk: int) -> ChunkArrays:
         """The rows of one chunk."""
+        cut = self._cut
         chunk_start = (self._first_chunk + int(chunk)) * self._chunk_rows
         first = max(chunk_start, self._first)
         last = min(chunk_start + self._chunk_rows, self._last)
-        batches = np.arange(first // self._batch_rows, -(-last // self._batch_rows) + 1)
-        edges = batches * self._batch_rows
-        offsets = np.clip(edges, first, last) - first
-        global_rows = np.diff(np.minimum(edges, self._rows))
-        out = _empty_rows(self._layout, last - first)
-        at = 0
+        batches = np.arange(first // cut.batch_rows, -(-last // cut.batch_rows) + 1)
+        edges = np.minimum(batches * cut.batch_rows, self._rows)
+        global_rows = np.diff(edges)
+        if cut.is_batch_shared:
+            parts = [cut.part(int(rows)) for rows in global_rows]
+            starts = [(edge + a, edge + b) for edge, (a, b) in zip(edges, parts, strict=False)]
+            ranges = [(int(start), int(stop)) for start, stop in starts]
+            places = np.concatenate([np.arange(a, b, dtype=np.int32) for a, b in parts])
+        else:
+            parts = [(a, b) for a, b in itertools.pairwise(np.clip(edges, first, last))]
+            ranges = [(first, last)]
+            places = np.empty(0, np.int32)
+        offsets = np.concatenate([[0], np.cumsum([stop - start for start, stop in parts])])
+        out = _empty_rows(self._layout, int(offsets[-1]))
+        segments = [segment for start, stop in ranges for segment in self._segments(start, stop)]
+        if segments:
+            _gather(self._reader, segments, 1).write(out, slice(None), self._layout)
+        return (
+            out.inputs.reshape(-1, *self._layout.input_shape),
+            out.labels,
+            out.weights,
+            offsets.astype(np.int32),
+            global_rows.astype(np.float32),
+            places,
+        )
+
+    def _segments(self, first: int, last: int) -> list[Segment]:
+        """The block rows of rows `[first, last)`."""
+        segments = []
         index = int(np.searchsorted(self._starts, first, side="right")) - 1
         while first < last:
             start, stop = (int(edge) for edge in self._starts[index : index + 2])
             until = min(last, stop)
             if until > first:
-                rows = _gather(self._reader, [Segment(index, first - start, until - start)], 1)
-                rows.write(out, slice(at, at + until - first), self._layout)
-                at += until - first
+                segments.append(Segment(index, first - start, until - start))
                 first = until
             index += 1
-        return (
-            out.inputs.reshape(at, *self._layout.input_shape),
-            out.labels,
-            out.weights,
-            offsets.astype(np.int32),
-            global_rows.astype(np.float32),
-        )
+        return segments
 
 
 @dataclass(frozen=True)

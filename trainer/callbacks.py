@@ -6,7 +6,7 @@ they changed, weights, learning rate or `stop_training`, is broadcast, so ranks 
 With one worker the shadow is the model itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ _PATH_ARGUMENTS = ("filename", "filepath", "log_dir", "backup_dir")
 # What the constructor or `on_train_begin` finds anew: parameters, places, a file's header.
 _NOT_STATE = {"params", "_params", *_PATH_ARGUMENTS, "append", "append_header"}
 _BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+_TEST_HOOKS = ("on_test_begin", "on_test_end")
+_TEST_BATCH_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -77,8 +79,15 @@ class CallbackRunner:
                 steps=steps_per_epoch,
                 verbose=0,
             )
-        wants = any(_wants_batches(callback) for callback in self._callbacks)
-        self.wants_batches = not self.is_empty and bool(group.broadcast(wants))
+        wants = (
+            any(_wants_batches(callback) for callback in self._callbacks),
+            self._overrides(_TEST_HOOKS),
+            self._overrides(_TEST_BATCH_HOOKS),
+        )
+        agreed = (False, False, False) if self.is_empty else group.broadcast(wants)
+        self.wants_batches = bool(agreed[0])
+        self._wants_tests = bool(agreed[1])
+        self.wants_test_batches = bool(agreed[2])
 
     def on_train_begin(self, state: dict[str, Any], arrays: Arrays) -> None:
         """Begin, or go on from the state that an earlier run's `state` gave."""
@@ -111,6 +120,24 @@ class CallbackRunner:
         if self.wants_batches:
             self._call("on_train_batch_end", step, logs)
 
+    def on_test_begin(self) -> None:
+        """Before validation."""
+        if self._wants_tests:
+            self._call("on_test_begin")
+
+    def on_test_batch_begin(self, step: int) -> None:
+        """Before a call of the compiled evaluation; `step` counts its batches."""
+        self._call("on_test_batch_begin", step)
+
+    def on_test_batch_end(self, step: int, logs: dict[str, float]) -> None:
+        """After a call of the compiled evaluation."""
+        self._call("on_test_batch_end", step, logs)
+
+    def on_test_end(self, logs: dict[str, float]) -> None:
+        """After validation, with its metrics, which `on_epoch_end` shows as `val_...`."""
+        if self._wants_tests:
+            self._call("on_test_end", logs)
+
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Plain attributes and arrays of all callbacks, for a snapshot; empty but on rank 0."""
         plain: dict[str, Any] = {}
@@ -128,6 +155,14 @@ class CallbackRunner:
                     for place, array in enumerate(value):
                         arrays[f"callbacks/{index}/{name}/{place:04d}"] = np.asarray(array)
         return plain, arrays
+
+    def _overrides(self, hooks: Sequence[str]) -> bool:
+        base = keras.callbacks.Callback
+        return any(
+            getattr(type(callback), hook) is not getattr(base, hook)
+            for callback in self._callbacks
+            for hook in hooks
+        )
 
     def _call(self, hook: str, *arguments: Any) -> None:
         if self.is_empty:

@@ -1,7 +1,7 @@
 """Distributed evaluation: every row counted once, by whichever worker holds it."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -9,13 +9,35 @@ from numpy.typing import NDArray
 
 from data_pipeline.blocks import BlockReader
 from data_pipeline.features import InputLayout
-from data_pipeline.reader import ChunkRows, EvaluationChunks, chunk_dataset
+from data_pipeline.reader import ChunkRows, EvaluationChunks, EvaluationCut, chunk_dataset
 from data_pipeline.scan import LabelSummary
 from trainer import keras_adapter
+from trainer.batch import Scorer
 from trainer.step import EvaluationStep
 from trainer.strategy import Group
 
 _EVALUATION_ROWS = 512
+
+
+class Hooks(Protocol):
+    """What is told while a model is validated; see `trainer.callbacks`."""
+
+    def on_test_begin(self) -> None:
+        """Before the first row."""
+
+    def on_test_batch_begin(self, step: int) -> None:
+        """Before a call of the compiled loop."""
+
+    def on_test_batch_end(self, step: int, logs: dict[str, float]) -> None:
+        """After a call of the compiled loop."""
+
+    def on_test_end(self, logs: dict[str, float]) -> None:
+        """After the last row."""
+
+    @property
+    def wants_test_batches(self) -> bool:
+        """Whether hooks of batches do anything; the same on all ranks."""
+        ...
 
 
 class Evaluator:
@@ -25,9 +47,10 @@ class Evaluator:
         model: The model under the group's strategy.
         group: Who takes part; every rank must call `evaluate`.
         layout: How the rows lie in memory.
+        scorer: Of this model in this group.
         has_weights: Whether rows have weights.
         global_batch_size: Rows of a training step; evaluation uses no smaller parts, and the same
-            batches where the loss depends on them.
+            batches where results depend on them.
     """
 
     def __init__(
@@ -35,19 +58,25 @@ class Evaluator:
         model: keras.Model,
         group: Group,
         layout: InputLayout,
+        scorer: Scorer,
         has_weights: bool,
         global_batch_size: int,
     ) -> None:
         self._model = model
         self._group = group
         self._layout = layout
-        self._step = EvaluationStep(model, group, layout, has_weights)
-        self._batch_rows = max(-(-global_batch_size // group.size), _EVALUATION_ROWS)
-        if keras_adapter.depends_on_batches(model):
-            self._batch_rows = global_batch_size
+        self._step = EvaluationStep(model, group, layout, scorer, has_weights)
+        batch_rows = max(-(-global_batch_size // group.size), _EVALUATION_ROWS)
+        if scorer.depends_on_batches:
+            batch_rows = global_batch_size
+        self._cut = EvaluationCut(group.rank, group.size, batch_rows, scorer.needs_places)
 
     def evaluate(
-        self, reader: BlockReader, block_rows: NDArray[np.int64], constant: Any = None
+        self,
+        reader: BlockReader,
+        block_rows: NDArray[np.int64],
+        constant: Any = None,
+        hooks: Hooks | None = None,
     ) -> dict[str, float]:
         """Loss and metrics over all rows, the same on each rank. A collective.
 
@@ -55,20 +84,62 @@ class Evaluator:
             reader: Reads the role's blocks.
             block_rows: `(blocks,)`, rows that count in each.
             constant: `(outputs,)`: evaluate this constant prediction, not the model's.
+            hooks: Is told, as `fit` tells callbacks of validation; batch hooks come once a call.
         """
-        chunks = EvaluationChunks(
-            block_rows, reader, self._layout, self._group.rank, self._group.size, self._batch_rows
-        )
-        self._model.reset_metrics()
-        for arrays in chunk_dataset(chunks, self._layout, 0):
-            self._step.run(ChunkRows(*arrays), constant)
-        return metric_results(self._model)
+        chunks = EvaluationChunks(block_rows, reader, self._layout, self._cut)
+        if hooks is not None:
+            hooks.on_test_begin()
+        reset_metrics(self._model, self._group)
+        arrived = iter(chunk_dataset(chunks, self._layout, 0))
+        if hooks is not None and hooks.wants_test_batches:
+            self._run_in_step(arrived, chunks.chunks, constant, hooks)
+        else:
+            for arrays in arrived:
+                self._step.run(ChunkRows(*arrays), constant)
+        results = metric_results(self._model, self._group)
+        if hooks is not None:
+            hooks.on_test_end(results)
+        return results
+
+    def _run_in_step(
+        self, arrived: Iterator[Any], chunks: int, constant: Any, hooks: Hooks
+    ) -> None:
+        """Chunk by chunk on all ranks together, so that hooks can be told in between."""
+        calls = int(self._group.gather(np.array([chunks], np.int64)).max())
+        at = 0
+        for _ in range(calls):
+            hooks.on_test_batch_begin(at)
+            arrays = next(arrived, None)
+            steps = 0
+            if arrays is not None:
+                chunk = ChunkRows(*arrays)
+                self._step.run(chunk, constant)
+                steps = int(chunk.offsets.shape[0]) - 1
+            at += int(self._group.gather(np.array([steps], np.int64)).max())
+            hooks.on_test_batch_end(at - 1, metric_results(self._model, self._group))
 
 
-def metric_results(model: keras.Model) -> dict[str, float]:
-    """Present values of loss and metrics; under several workers a collective."""
-    results: Mapping[str, Any] = model.get_metrics_result()
+def metric_results(model: keras.Model, group: Group) -> dict[str, float]:
+    """Present values of loss and metrics by name; under several workers a collective.
+
+    Metrics that are sums over parts are read as sums over all replicas, others where they stand:
+    every replica has seen every batch.
+    """
+    with group.copies(keras_adapter.own_metric_variables(model), 0):
+        results: Mapping[str, Any] = model.get_metrics_result()
     return {name: _plain(value) for name, value in results.items()}
+
+
+def reset_metrics(model: keras.Model, group: Group) -> None:
+    """Forget all rows; not a collective."""
+    own = keras_adapter.own_metrics(model)
+    for metric in keras_adapter.all_metrics(model):
+        if metric not in own:
+            metric.reset_state()
+    for device in range(group.devices):
+        with group.copies(keras_adapter.own_metric_variables(model), device):
+            for metric in own:
+                metric.reset_state()
 
 
 def _plain(value: Any) -> float:

@@ -24,10 +24,10 @@ from cluster.template import Launch
 from data_pipeline.features import InputLayout
 from trainer import keras_adapter
 from trainer.checkpoint import read_checkpoint
+from trainer.learner import example_batch
 from trainer.model import build_model, parameter_count
 from trainer.payloads import ExportPayload
 from trainer.state import restore
-from trainer.worker import example_batch
 
 _LEAVE_TIMEOUT_S = 120.0
 

@@ -5,11 +5,13 @@ Proved on the versions below; `check_versions` says so when others are installed
 Keras's public interface is used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from keras.src.backend import get_keras_mask, set_keras_mask
 
 PROVED_KERAS = ("3.15",)
 PROVED_TENSORFLOW = ("2.21",)
@@ -42,14 +44,37 @@ def build_training_state(model: keras.Model, inputs: Any, labels: Any, weights: 
         model.optimizer.build(model.trainable_variables)
 
 
-def leave_reduction_to_caller(optimizer: keras.optimizers.Optimizer) -> None:
-    """Switch off the optimizer's own all-reduce; `apply` then expects reduced gradients.
+def own_steps(model: keras.Model) -> list[str]:
+    """Methods by which a model brings a step of its own, which a loop of ours would not run."""
+    names = ("train_step", "test_step", "compute_loss", "compute_metrics")
+    return [
+        name
+        for name in names
+        if getattr(type(model), name) is not getattr(keras.Model, name)
+        and not getattr(type(model), name).__module__.startswith("keras.")
+    ]
+
+
+def leave_reduction_to_caller(
+    optimizer: keras.optimizers.Optimizer, no_strategy: tf.distribute.Strategy
+) -> None:
+    """Let the optimizer take gradients as reduced already, and act on one replica's variables.
 
     Keras clips before it reduces; a caller that reduces first gets clipping of the global
-    gradient.
+    gradient. With `no_strategy`, TensorFlow's default, the optimizer is that of a single process.
     """
-    target = getattr(optimizer, "inner_optimizer", optimizer)
-    target._all_reduce_sum_gradients = list
+    for part in (optimizer, getattr(optimizer, "inner_optimizer", None)):
+        if part is not None:
+            part._all_reduce_sum_gradients = list
+            part._distribution_strategy = no_strategy
+
+
+def all_variables(model: keras.Model) -> list[Any]:
+    """Every Keras variable that a step reads or writes, each once."""
+    found = [*model.variables, *metric_variables(model), *own_metric_variables(model)]
+    if model.optimizer is not None:
+        found += model.optimizer.variables
+    return list({id(variable): variable for variable in found}.values())
 
 
 def data_loss(model: keras.Model, labels: Any, outputs: Any, weights: Any) -> tf.Tensor:
@@ -62,22 +87,67 @@ def data_loss(model: keras.Model, labels: Any, outputs: Any, weights: Any) -> tf
 
 def is_mean_loss(model: keras.Model) -> bool:
     """Whether the compiled loss is a mean over the rows of a batch (else it is a sum)."""
-    losses = model._compile_loss._flat_losses
-    return all(entry.loss.reduction != "sum" for entry in losses)
+    return _loss(model).reduction in _MEANS
 
 
-def depends_on_batches(model: keras.Model) -> bool:
-    """Whether the loss of an evaluation depends on how rows are cut into batches."""
-    return not is_mean_loss(model) or any(
-        getattr(layer, "activity_regularizer", None) is not None
+def is_row_wise_loss(model: keras.Model, rows: keras.KerasTensor) -> bool:
+    """Whether the loss of a batch follows from the losses of its parts; `rows` are its input.
+
+    True for Keras's own losses that treat rows one by one, reduced to a mean over all rows or to a
+    sum. False where rows meet (Dice, Circle), where the divisor is known only of the whole batch
+    (masks, `ignore_class`, `mean_with_sample_weight`), and for functions of the user's, which may
+    do anything.
+    """
+    loss = _loss(model)
+    return (
+        loss.reduction in (*_MEANS, "sum")
+        and _is_of_keras(loss)
+        and type(loss).__name__ not in _LOSSES_OF_MANY_ROWS
+        and getattr(getattr(loss, "fn", None), "__name__", "") not in _LOSS_FUNCTIONS_OF_MANY_ROWS
+        and getattr(loss, "_fn_kwargs", {}).get("ignore_class") is None
+        and not gives_mask(model, rows)
+    )
+
+
+def gives_mask(model: keras.Model, rows: keras.KerasTensor) -> bool:
+    """Whether the model's output carries a mask, as after `Embedding(mask_zero=True)`."""
+    return get_keras_mask(model(rows)) is not None
+
+
+def mask_of(outputs: Any) -> Any:
+    """The mask that the model gave with its output, or None."""
+    return get_keras_mask(outputs)
+
+
+def set_mask(outputs: Any, mask: Any) -> None:
+    """Give an output a mask, as a layer would."""
+    set_keras_mask(outputs, mask)
+
+
+def adds_row_losses(model: keras.Model) -> bool:
+    """Whether calls of the model may add losses: activity regularizers, `add_loss`."""
+    return any(
+        getattr(layer, "activity_regularizer", None) is not None or not _is_of_keras(layer)
         for layer in model._flatten_layers()
     )
 
 
-def divides_by_weights(model: keras.Model) -> bool:
-    """Whether the compiled loss divides by the sum of weights, which no worker knows alone."""
-    losses = model._compile_loss._flat_losses
-    return any(entry.loss.reduction == "mean_with_sample_weight" for entry in losses)
+def row_losses_are_sums(model: keras.Model, rows: keras.KerasTensor) -> list[bool]:
+    """For each loss that a call adds: whether it grows with the rows (a sum) or not (a mean).
+
+    Found by trial: the same rows twice give twice the sum and the same mean. A function of the
+    weights alone counts as a mean; the parts of a mean add up to it as well.
+    """
+    if not adds_row_losses(model):
+        return []
+    once = tf.random.stateless_uniform((2, *rows.shape[1:]), (1, 2))
+    found = []
+    for inputs in (once, tf.concat([once, once], axis=0)):
+        clear_row_losses(model)
+        model(inputs, training=False)
+        found.append([float(np.sum(value)) for value in row_losses(model)])
+    clear_row_losses(model)
+    return [abs(two - 2 * one) < abs(two - one) for one, two in zip(*found, strict=True)]
 
 
 def weight_regularization(model: keras.Model) -> list[tf.Tensor]:
@@ -86,7 +156,7 @@ def weight_regularization(model: keras.Model) -> list[tf.Tensor]:
 
 
 def row_losses(model: keras.Model) -> list[tf.Tensor]:
-    """Losses that the last call added: sums over the rows of its batch (activity penalties)."""
+    """Losses that the last call added (activity penalties); see `row_losses_are_sums`."""
     losses = list(model._get_own_losses())
     for layer in model._flatten_layers(include_self=False):
         losses.extend(layer._get_own_losses())
@@ -103,15 +173,47 @@ def loss_tracker_variables(model: keras.Model) -> tuple[Any, Any]:
     return model._loss_tracker.total, model._loss_tracker.count
 
 
-def update_metrics(model: keras.Model, labels: Any, outputs: Any, weights: Any) -> None:
-    """Update the compiled metrics, not the loss, with one batch."""
-    if model._compile_metrics is not None:
-        model._compile_metrics.update_state(labels, outputs, weights)
+def update_metrics(
+    model: keras.Model, labels: Any, outputs: Any, weights: Any, which: Callable[[Any], bool]
+) -> None:
+    """Update those compiled metrics, not the loss, for which `which` is true, with one batch."""
+    for metric, is_weighted in _compiled_metrics(model):
+        if which(metric):
+            extra = (weights,) if is_weighted and weights is not None else ()
+            metric.update_state(labels, outputs, *extra)
+
+
+def is_summable(metric: Any) -> bool:
+    """Whether the state over many rows is the sum of the states over parts of them.
+
+    True for what Keras brings; the user's own may do anything with the rows they are shown.
+    """
+    function = getattr(metric, "_fn", None)
+    return _is_of_keras(metric) and (function is None or _is_of_keras(function))
+
+
+def all_metrics(model: keras.Model) -> list[Any]:
+    """The loss tracker and all metrics, one by one, in a fixed order."""
+    found: list[Any] = []
+    for metric in model.metrics:
+        found += metric.metrics if metric is model._compile_metrics else [metric]
+    return found
+
+
+def own_metrics(model: keras.Model) -> list[Any]:
+    """Metrics that are not sums over parts: they have to see whole batches, in their order."""
+    return [metric for metric in all_metrics(model) if not is_summable(metric)]
 
 
 def metric_variables(model: keras.Model) -> list[Any]:
-    """Variables of the loss tracker and all metrics, in a fixed order."""
-    return [variable for metric in model.metrics for variable in metric.variables]
+    """Variables of all metrics that are sums over parts, in a fixed order."""
+    summable = [metric for metric in all_metrics(model) if is_summable(metric)]
+    return [variable for metric in summable for variable in metric.variables]
+
+
+def own_metric_variables(model: keras.Model) -> list[Any]:
+    """Variables of `own_metrics`, in a fixed order; each replica holds the whole state."""
+    return [variable for metric in own_metrics(model) for variable in metric.variables]
 
 
 def seed_variables(model: keras.Model) -> list[Any]:
@@ -124,9 +226,43 @@ def seed_variables(model: keras.Model) -> list[Any]:
     return list(unique.values())
 
 
+def batch_normalizations(model: keras.Model) -> list[Any]:
+    """All BatchNormalization layers."""
+    kind = keras.layers.BatchNormalization
+    return [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
+
+
+def synchronize(layer: Any, moments: Callable[[Any, Any, Any], tuple[Any, Any]]) -> None:
+    """Let a BatchNormalization normalise by what `moments` gives for (inputs, mask, axes)."""
+    layer._moments = lambda inputs, mask: moments(inputs, mask, layer._reduction_axes)
+
+
+def is_synchronized(layer: Any) -> bool:
+    """Whether `synchronize` was called on a layer."""
+    return "_moments" in vars(layer)
+
+
+def random_layers(model: keras.Model) -> list[Any]:
+    """Layers that draw random numbers in training."""
+    return [layer for layer in model._flatten_layers() if getattr(layer, "_seed_generators", None)]
+
+
+def computes_in_half_precision(model: keras.Model) -> bool:
+    """Whether some layer computes in float16 or bfloat16."""
+    return any(layer.compute_dtype in ("float16", "bfloat16") for layer in model._flatten_layers())
+
+
 def moving_statistics(model: keras.Model) -> list[Any]:
-    """Float variables that a training step assigns outside the optimizer (BatchNormalization)."""
-    fixed = {id(variable) for layer in _normalizations(model) for variable in layer.variables}
+    """Float variables that a training step assigns outside the optimizer (BatchNormalization).
+
+    Statistics of synchronised layers are equal on all replicas and left out.
+    """
+    fixed = {
+        id(variable)
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.Normalization) or is_synchronized(layer)
+        for variable in layer.variables
+    }
     return [
         variable
         for variable in model.non_trainable_variables
@@ -139,15 +275,13 @@ def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     return list(optimizer.variables)
 
 
-def native(variables: Sequence[Any]) -> list[tf.Variable]:
-    """The TensorFlow variables behind Keras variables."""
-    return [variable.value for variable in variables]
+def finish_training(model: keras.Model) -> None:
+    """What `fit` does after the last epoch: weights take their moving average, where one is kept.
 
-
-def _normalizations(model: keras.Model) -> list[Any]:
-    return [
-        layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Normalization)
-    ]
+    Under a strategy call it in cross-replica context.
+    """
+    if model.optimizer is not None:
+        model.optimizer.finalize_variable_values(model.trainable_variables)
 
 
 def _is_assigned(model: keras.Model, variable: Any) -> bool:
@@ -161,3 +295,34 @@ def _is_assigned(model: keras.Model, variable: Any) -> bool:
 def present_learning_rate(optimizer: keras.optimizers.Optimizer) -> Any:
     """The learning rate of the next step, also under a schedule."""
     return getattr(optimizer, "inner_optimizer", optimizer)._get_current_learning_rate()
+
+
+_MEANS = ("sum_over_batch_size", "mean")
+_LOSSES_OF_MANY_ROWS = {"Dice", "Tversky", "Circle"}
+_LOSS_FUNCTIONS_OF_MANY_ROWS = {"dice", "tversky", "circle"}
+
+
+def _loss(model: keras.Model) -> Any:
+    """The compiled loss of the model's one output."""
+    return model._compile_loss._flat_losses[0].loss
+
+
+def _is_of_keras(thing: Any) -> bool:
+    """Whether an object's class, or a function, and the function inside it, come with Keras."""
+    place = thing if callable(thing) and hasattr(thing, "__qualname__") else type(thing)
+    inner = getattr(thing, "fn", None)
+    return place.__module__.partition(".")[0] == "keras" and (inner is None or _is_of_keras(inner))
+
+
+def _compiled_metrics(model: keras.Model) -> Iterator[tuple[Any, bool]]:
+    """Compiled metrics in their order, and whether each applies sample weights."""
+    compiled = model._compile_metrics
+    if compiled is None:
+        return
+    for groups, is_weighted in (
+        (compiled._flat_metrics, False),
+        (compiled._flat_weighted_metrics, True),
+    ):
+        for group in groups:
+            for metric in group.metrics if group else ():
+                yield metric, is_weighted

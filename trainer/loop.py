@@ -20,7 +20,7 @@ from data_pipeline.reader import ChunkRows, TrainingChunks, chunk_dataset
 from trainer import keras_adapter
 from trainer.callbacks import CallbackRunner
 from trainer.curves import CurveWriter
-from trainer.evaluate import metric_results
+from trainer.evaluate import Hooks, metric_results, reset_metrics
 from trainer.payloads import Snapshot
 from trainer.state import (
     capture,
@@ -29,12 +29,15 @@ from trainer.state import (
     restore_ranks,
     seed_dropout,
 )
-from trainer.step import CallResult, TrainingStep
+from trainer.step import CallResult, TrainingStep, Vote
 from trainer.strategy import Group
 
 _CALL_TARGET_S = 0.33
 _FIRST_CALL_STEPS = 8
 _GROWTH = 4
+
+TIME_BUDGET = "train.max_time_s"
+CALLBACK = "a callback"
 
 Report = Callable[[str, Any], None]
 """Sends a message (kind, body) to the coordinator."""
@@ -42,9 +45,15 @@ Report = Callable[[str, Any], None]
 
 @dataclass
 class Progress:
-    """Where the run is; rows and times are of this process unless a name says otherwise."""
+    """Where the run is; rows and times are of this process unless a name says otherwise.
+
+    `elapsed_s` are the seconds of training before this process, `ended_by` says what ended it
+    before its last epoch: a field of the job, or a callback.
+    """
 
     step: int = 0
+    elapsed_s: float = 0.0
+    ended_by: str | None = None
     epoch_rows: int = 0
     rows_seen_all: int = 0
     times_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -65,7 +74,7 @@ class LoopParts:
         chunks: Their chunks.
         callbacks: The job's callbacks.
         curves: Receives each epoch's values, on rank 0.
-        validate: Metrics on the validation rows, or None without any; a collective.
+        validate: Metrics on the validation rows, telling hooks; None without any; a collective.
         report: Sends messages to the coordinator.
         has_stop_request: Whether somebody asked this rank to stop.
     """
@@ -79,7 +88,7 @@ class LoopParts:
     chunks: TrainingChunks
     callbacks: CallbackRunner
     curves: CurveWriter
-    validate: Callable[[], dict[str, float]] | None
+    validate: Callable[[Hooks], dict[str, float]] | None
     report: Report
     has_stop_request: Callable[[], bool]
 
@@ -93,6 +102,7 @@ class TrainingLoop:
         self._call_steps = parts.job.train.steps_per_execution or _FIRST_CALL_STEPS
         self._last_call = (0, 0.0)
         self._restored: Snapshot | None = None
+        self._begin_s = time.monotonic()
         self.is_stopped = False
 
     @property
@@ -106,6 +116,7 @@ class TrainingLoop:
         meta = snapshot.meta
         self._progress = Progress(
             step=snapshot.step,
+            elapsed_s=float(meta["elapsed_s"]),
             rows_seen_all=int(meta["rows_seen"]),
             history=list(meta["history"]),
         )
@@ -118,22 +129,30 @@ class TrainingLoop:
         state = self._restored.meta["callbacks"] if self._restored else {}
         arrays = self._restored.arrays if self._restored else {}
         parts.callbacks.on_train_begin(state, arrays)
-        was_stopped = bool(self._restored and self._restored.meta.get("stopped_by_callback"))
+        if self._restored and self._restored.meta.get("stopped_by_callback"):
+            progress.ended_by = CALLBACK
+        if self._is_spent(progress.elapsed_s):  # of the snapshot: the same on all ranks
+            progress.ended_by = TIME_BUDGET
         chunks = _ChunkCursor(parts.chunks, parts.layout, progress.step)
         first_epoch = progress.step // plan.steps_per_epoch
         for epoch in range(first_epoch, epochs):
-            if parts.callbacks.should_stop or was_stopped:
+            if parts.callbacks.should_stop:
+                progress.ended_by = CALLBACK
+            if progress.ended_by is not None:
                 break
             self._train_epoch(epoch, chunks)
             if self.is_stopped:
                 return
+        for device in range(parts.group.devices):
+            with parts.group.copies(keras_adapter.all_variables(parts.model), device):
+                keras_adapter.finish_training(parts.model)
         parts.callbacks.on_train_end(progress.history[-1] if progress.history else {})
 
     def _train_epoch(self, epoch: int, chunks: "_ChunkCursor") -> None:
         parts, progress = self._parts, self._progress
         plan = parts.share.plan
         begin_s = time.monotonic()
-        parts.model.reset_metrics()
+        reset_metrics(parts.model, parts.group)
         is_inside = progress.step % plan.steps_per_epoch != 0
         if is_inside and self._restored is not None:
             arrays, seed = self._restored.arrays, parts.job.train.seed
@@ -145,13 +164,18 @@ class TrainingLoop:
         last = (epoch + 1) * plan.steps_per_epoch
         while progress.step < last:
             self._train_call(epoch, last, chunks)
-            if self.is_stopped or parts.callbacks.should_stop:
+            if self.is_stopped or progress.ended_by or parts.callbacks.should_stop:
                 break
         self._count_rows()
-        if self.is_stopped and progress.step < last:
-            self._snapshot("stop")
+        is_cut = progress.step < last and not parts.callbacks.should_stop
+        if is_cut:
+            # Inside an epoch: what goes on from here goes on with its metrics.
+            self._snapshot("stop" if self.is_stopped else "time")
+        if self.is_stopped and is_cut:
             return
         self._end_epoch(epoch, begin_s)
+        if not is_cut:
+            self._snapshot("epoch")
 
     def _train_call(self, epoch: int, last: int, chunks: "_ChunkCursor") -> None:
         parts, progress = self._parts, self._progress
@@ -168,7 +192,11 @@ class TrainingLoop:
             index,
             steps,
             parts.share.may_be_empty(step_of_epoch, step_of_epoch + steps),
-            (parts.has_stop_request(), self._last_call[1]),
+            Vote(
+                parts.has_stop_request(),
+                self._is_spent(self._elapsed_s()),
+                self._last_call[1],
+            ),
         )
         self._choose_call_steps(result.seconds, self._last_call[0])
         self._last_call = (steps, time.monotonic() - begin)
@@ -176,21 +204,23 @@ class TrainingLoop:
         progress.step += steps
         offsets = chunks.offsets
         progress.epoch_rows += int(offsets[index + steps] - offsets[index])
-        self.is_stopped = result.stop_votes > 0
+        self.is_stopped = result.stop
+        if result.time_is_up:
+            progress.ended_by = TIME_BUDGET
         self._report_call(epoch, steps, step_of_epoch, result)
         if parts.callbacks.wants_batches:
-            logs = metric_results(parts.model)
+            logs = metric_results(parts.model, parts.group)
             parts.callbacks.on_train_batch_end(step_of_epoch + steps - 1, logs)
-        if self._is_checkpoint_step() and progress.step < last and not self.is_stopped:
+        if self._is_checkpoint_step() and progress.step < last and not self._is_ending:
             self._count_rows()
             self._snapshot("step")
 
     def _end_epoch(self, epoch: int, begin_s: float) -> None:
         parts, progress = self._parts, self._progress
-        logs = metric_results(parts.model)
-        if parts.validate is not None:
+        logs = metric_results(parts.model, parts.group)
+        if parts.validate is not None and (epoch + 1) % parts.job.train.validation_freq == 0:
             begin = time.monotonic()
-            validation = parts.validate()
+            validation = parts.validate(parts.callbacks)
             progress.times_s["evaluation"] += time.monotonic() - begin
             logs |= {f"val_{name}": value for name, value in validation.items()}
         parts.callbacks.on_epoch_end(epoch, logs)
@@ -205,8 +235,19 @@ class TrainingLoop:
             }
             parts.report("epoch", body)
             parts.curves.write(epoch, logs, body["learning_rate"])
-        parts.model.reset_metrics()
-        self._snapshot("epoch")
+        reset_metrics(parts.model, parts.group)
+
+    @property
+    def _is_ending(self) -> bool:
+        return self.is_stopped or self._progress.ended_by is not None
+
+    def _elapsed_s(self) -> float:
+        return self._progress.elapsed_s + time.monotonic() - self._begin_s
+
+    def _is_spent(self, elapsed_s: float) -> bool:
+        """Whether training has taken as long as the job allows."""
+        budget_s = self._parts.job.train.max_time_s
+        return budget_s is not None and elapsed_s >= budget_s
 
     def _snapshot(self, reason: str) -> None:
         """Copy the state and hand it to the coordinator; a collective."""
@@ -219,6 +260,7 @@ class TrainingLoop:
         meta = {
             "reason": reason,
             "rows_seen": progress.rows_seen_all,
+            "elapsed_s": self._elapsed_s(),
             "history": progress.history,
             "callbacks": callbacks,
             "stopped_by_callback": parts.callbacks.should_stop,

@@ -48,9 +48,10 @@ def build_model(job: Job, layout: InputLayout, statistics: Statistics | None) ->
         model = _model_from_layers(job, layout, statistics)
     elif job.model.builder is not None:
         built = call_builder(job.model.builder, job.model.arguments, job.train.dtype_policy)
-        model = _with_normalization(built, layout, statistics)
+        model = _with_normalization(_with_one_input(built, layout), layout, statistics)
     else:
-        model = _with_normalization(load_keras_file(str(job.model.file)), layout, statistics)
+        loaded = _with_one_input(load_keras_file(str(job.model.file)), layout)
+        model = _with_normalization(loaded, layout, statistics)
     _check_input(model, layout)
     if job.compile is not None:
         compile_model(model, job.compile)
@@ -214,6 +215,30 @@ def _with_normalization(
         )
     front = [keras.layers.Input(layout.input_shape), normalization_layer(statistics)]
     wrapped = keras.Sequential(front + list(model.layers), name=model.name)
+    if getattr(model, "optimizer", None) is not None:
+        wrapped.compile_from_config(model.get_compile_config())
+    return wrapped
+
+
+def _with_one_input(model: keras.Model, layout: InputLayout) -> keras.Model:
+    """A model of several inputs, named as features are, behind one input of joined rows."""
+    names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    if len(names) < 2:
+        return model
+    known = {feature.name: feature for feature in layout.features}
+    unknown = [name for name in names if name not in known]
+    if unknown or len(names) != len(known):
+        raise ModelError(
+            f"the model has inputs {', '.join(names)}; data.features has {', '.join(known)}. "
+            "Name each input of the model as a feature, and each feature as an input."
+        )
+    joined = keras.layers.Input((layout.width,), name="input")
+    parts = {}
+    for tensor in model.inputs:
+        feature = known[tensor.name]
+        part = joined[:, feature.offset : feature.offset + feature.size]
+        parts[tensor.name] = keras.layers.Reshape(tensor.shape[1:])(part)
+    wrapped = keras.Model(joined, model(parts), name=model.name)
     if getattr(model, "optimizer", None) is not None:
         wrapped.compile_from_config(model.get_compile_config())
     return wrapped

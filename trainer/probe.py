@@ -113,6 +113,8 @@ def probe_model(job: Job, layout: InputLayout) -> ModelFacts:
 
     from data_pipeline.scan import Statistics
     from trainer import keras_adapter
+    from trainer.causes import causes_of_difference
+    from trainer.learner import has_row_weights
     from trainer.model import build_model, parameter_count
 
     statistics = None
@@ -120,14 +122,21 @@ def probe_model(job: Job, layout: InputLayout) -> ModelFacts:
         ones = np.ones(layout.channels, np.float32)
         statistics = Statistics(np.zeros_like(ones), ones)
     model = build_model(job, layout, statistics)
+    replaced = keras_adapter.own_steps(model)
+    if replaced:
+        raise ModelError(
+            f"{type(model).__name__} brings a {' and a '.join(replaced)} of its own; Lockstep runs "
+            "Keras's step on all workers together and would not call it. Express it as a loss, a "
+            "metric or a layer."
+        )
     inputs = tf.zeros((2, *layout.input_shape))
     labels = tf.zeros((2, layout.label_size), layout.label_dtype)
-    weights = tf.ones(2) if job.data.weight is not None else None
+    weights = tf.ones(2) if has_row_weights(job) else None
     try:
         keras_adapter.build_training_state(model, inputs, labels, weights)
         outputs = model(inputs, training=False)
         keras_adapter.data_loss(model, labels, outputs, weights)
-        keras_adapter.update_metrics(model, labels, outputs, weights)
+        keras_adapter.update_metrics(model, labels, outputs, weights, lambda _: True)
     except Exception as error:
         raise ModelError(
             f"output {tuple(model.output_shape[1:])} and label {layout.label!r} of "
@@ -138,19 +147,19 @@ def probe_model(job: Job, layout: InputLayout) -> ModelFacts:
             f"{type(model).__name__} has no single known output shape; a Sequential or functional "
             "model with one output is allowed. Build it from layers."
         )
-    if job.cluster.workers > 1 and keras_adapter.divides_by_weights(model):
-        raise ModelError(
-            "a loss with reduction mean_with_sample_weight needs the sum of all workers' weights; "
-            "it is allowed with one worker. Use sum_over_batch_size, or cluster.workers: 1."
-        )
     if not model.trainable_variables:
         raise ModelError(
             "the model has no trainable parameter; training needs at least one. Set a layer's "
             "trainable to true."
         )
     layers = [(layer.name, type(layer).__name__, layer.count_params()) for layer in model.layers]
-    warning = keras_adapter.check_versions()
-    return ModelFacts(parameter_count(model), layers, [warning] if warning else [])
+    unproved = keras_adapter.check_versions()
+    devices = job.cluster.gpus_per_worker or job.cluster.cpu_devices_per_worker
+    causes = causes_of_difference(model, job, job.cluster.workers * devices)
+    warnings = [f"the result depends on the number of workers: {cause}" for cause in causes]
+    return ModelFacts(
+        parameter_count(model), layers, [*([unproved] if unproved else []), *warnings]
+    )
 
 
 def main() -> None:

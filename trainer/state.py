@@ -39,10 +39,7 @@ def capture(model: keras.Model) -> Arrays:
 
 def value_of(variable: Any) -> NDArray[Any]:
     """The value of a Keras variable on this process's first device."""
-    native = variable.value
-    if isinstance(native, tf.distribute.DistributedValues):
-        native = native.values[0]
-    return np.asarray(native.numpy())
+    return np.asarray(_copies(variable)[0].numpy())
 
 
 def restore(model: keras.Model, arrays: Arrays) -> None:
@@ -73,11 +70,21 @@ def _same_place(name: str, arrays: Arrays) -> NDArray[Any]:
 
 
 def capture_ranks(model: keras.Model, group: Group) -> Arrays:
-    """What differs between ranks: metric states and seeds, `(workers, elements)`; a collective."""
-    metrics = [value_of(v).astype(np.float64) for v in keras_adapter.metric_variables(model)]
-    seeds = [value_of(v).astype(np.float64) for v in keras_adapter.seed_variables(model)]
+    """What differs between ranks, `(workers, elements)`; a collective.
+
+    Metric states are sums over parts, seeds are each replica's own; the states of the user's
+    metrics are the same everywhere.
+    """
+    metrics = [_sum_of_copies(v) for v in keras_adapter.metric_variables(model)]
+    own = [value_of(v).astype(np.float64) for v in keras_adapter.own_metric_variables(model)]
+    seeds = [
+        np.asarray(copy.numpy(), np.float64)
+        for variable in keras_adapter.seed_variables(model)
+        for copy in _copies(variable)
+    ]
     return {
         "ranks/metrics": group.gather(_flat(metrics)),
+        "ranks/own_metrics": group.gather(_flat(own)),
         "ranks/seeds": group.gather(_flat(seeds)),
     }
 
@@ -85,41 +92,63 @@ def capture_ranks(model: keras.Model, group: Group) -> Arrays:
 def restore_ranks(model: keras.Model, group: Group, arrays: Arrays, seed: int, step: int) -> None:
     """Each rank takes its own state back.
 
-    With another number of workers rank 0 takes the sum of the metric states, and seeds are drawn
-    anew from (seed, step, rank).
+    With another number of replicas rank 0 takes the sum of the metric states, and seeds are drawn
+    anew from (seed, step, replica).
     """
     metrics, seeds = arrays["ranks/metrics"], arrays["ranks/seeds"]
-    if len(metrics) == group.size:
-        own = metrics[group.rank]
-        _assign_flat(group, keras_adapter.seed_variables(model), seeds[group.rank])
+    seed_copies = [
+        copy for variable in keras_adapter.seed_variables(model) for copy in _copies(variable)
+    ]
+    size = sum(int(np.prod(copy.shape)) for copy in seed_copies)
+    if seeds.shape == (group.size, size):
+        _assign_flat(seed_copies, seeds[group.rank])
     else:
-        own = metrics.sum(axis=0) if group.rank == 0 else np.zeros_like(metrics[0])
         seed_dropout(model, seed, step, group)
-    _assign_flat(group, keras_adapter.metric_variables(model), own)
+    own = metrics[group.rank] if len(metrics) == group.size else metrics.sum(axis=0)
+    if len(metrics) != group.size and group.rank != 0:
+        own = np.zeros_like(own)
+    first, others = [], []
+    for variable in keras_adapter.metric_variables(model):
+        copies = _copies(variable)
+        first.append(copies[0])
+        others += copies[1:]
+    _assign_flat(first, own)
+    for copy in others:
+        copy.assign(tf.zeros_like(copy))
+    for device in range(group.devices):
+        copies = [_copies(v)[device] for v in keras_adapter.own_metric_variables(model)]
+        _assign_flat(copies, arrays["ranks/own_metrics"][0])
+
+
+def seed_dropout(model: keras.Model, seed: int, step: int, group: Group) -> None:
+    """Put all seed generators where (seed, step, replica) says: replicas draw different masks."""
+    for index, variable in enumerate(keras_adapter.seed_variables(model)):
+        for device, copy in enumerate(_copies(variable)):
+            replica = group.rank * group.devices + device
+            sequence = np.random.SeedSequence([seed, step, replica, index])
+            copy.assign(sequence.generate_state(2).astype(copy.dtype.as_numpy_dtype))
+
+
+def _copies(variable: Any) -> list[tf.Variable]:
+    """This process's copies of a Keras variable, one a device."""
+    native = variable.value
+    if isinstance(native, tf.distribute.DistributedValues):
+        return list(native.values)
+    return [native]
+
+
+def _sum_of_copies(variable: Any) -> Any:
+    return np.sum([np.asarray(c.numpy(), np.float64) for c in _copies(variable)], axis=0)
 
 
 def _flat(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.concatenate([part.ravel() for part in parts]) if parts else np.zeros(0)
 
 
-def _assign_flat(group: Group, variables: list[Any], values: NDArray[np.float64]) -> None:
+def _assign_flat(variables: list[tf.Variable], values: NDArray[np.float64]) -> None:
     at = 0
     for variable in variables:
         size = int(np.prod(variable.shape))
-        _assign_local(group, variable, values[at : at + size].reshape(variable.shape))
+        value = values[at : at + size].reshape(variable.shape)
+        variable.assign(value.astype(variable.dtype.as_numpy_dtype))
         at += size
-
-
-def _assign_local(group: Group, variable: Any, value: NDArray[Any]) -> None:
-    if group.size == 1:
-        variable.assign(value)
-        return
-    tensor = tf.constant(value.astype(variable.dtype))
-    group.strategy.run(lambda: variable.value.assign(tensor))
-
-
-def seed_dropout(model: keras.Model, seed: int, step: int, group: Group) -> None:
-    """Put all seed generators where (seed, step, rank) says, so that ranks draw different masks."""
-    for index, variable in enumerate(keras_adapter.seed_variables(model)):
-        sequence = np.random.SeedSequence([seed, step, group.rank, index])
-        _assign_local(group, variable, sequence.generate_state(2))

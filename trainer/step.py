@@ -1,9 +1,10 @@
-"""The step: Keras's own single-process step on a global batch, computed by all workers together.
+"""The step: Keras's own single-process step on a global batch, computed by all replicas together.
 
-Each replica takes its rows of the batch; its loss is scaled so that the sum over replicas is the
-loss of the whole batch (the divisor is the global row count, so uneven parts are exact, and a part
-may be empty); gradients are summed before the optimizer sees them, so clipping acts on the global
-gradient. Many steps run in one call of a compiled function: Python is not on the per-step path.
+Each replica takes its rows of the batch; its part of the loss is scaled so that the parts sum to
+the loss of the whole batch (the divisor is the global row count, so uneven parts are exact, and a
+part may be empty); gradients are summed, and then every replica runs Keras's optimizer as a single
+process would, so clipping and loss scaling act on the global gradient. Many steps run in one call
+of a compiled function: Python is not on the per-step path.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,23 @@ import tensorflow as tf
 from data_pipeline.features import InputLayout
 from data_pipeline.reader import ChunkRows, chunk_signature
 from trainer import keras_adapter
-from trainer.strategy import Group
+from trainer.batch import BatchRows, Scorer, place_on_replica
+from trainer.strategy import Group, Replica
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What one rank brings into a call.
+
+    Attributes:
+        stop: It was asked to stop.
+        time_is_up: The time budget is spent; rank 0's clock decides.
+        seconds: To be averaged.
+    """
+
+    stop: bool
+    time_is_up: bool
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -24,13 +41,30 @@ class CallResult:
 
     Attributes:
         loss_sum: Sum over the call's steps of loss x global rows.
-        stop_votes: Ranks that asked to stop.
+        stop: Some rank was asked to stop.
+        time_is_up: The time budget is spent.
         seconds: Mean over ranks of the seconds that were passed in.
     """
 
     loss_sum: float
-    stop_votes: int
+    stop: bool
+    time_is_up: bool
     seconds: float
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What a job says of its steps.
+
+    Attributes:
+        has_weights: Rows have weights of their own.
+        reduce_dtype: Type in which gradients travel, "float32" or "bfloat16".
+        class_weight: Weight of the rows of each class; others count one.
+    """
+
+    has_weights: bool = False
+    reduce_dtype: str = "float32"
+    class_weight: dict[int, float] | None = None
 
 
 class TrainingStep:
@@ -40,8 +74,8 @@ class TrainingStep:
         model: Built and compiled inside the group's scope.
         group: Who takes part.
         layout: Types and shapes of rows.
-        has_weights: Whether rows have weights of their own.
-        reduce_dtype: Type in which gradients travel, "float32" or "bfloat16".
+        scorer: Of this model in this group.
+        options: What the job says.
     """
 
     def __init__(
@@ -49,23 +83,24 @@ class TrainingStep:
         model: keras.Model,
         group: Group,
         layout: InputLayout,
-        has_weights: bool,
-        reduce_dtype: str,
+        scorer: Scorer,
+        options: StepOptions,
     ) -> None:
         self._model = model
         self._group = group
-        self._has_weights = has_weights
-        self._reduce_dtype = tf.as_dtype(reduce_dtype)
+        self._scorer = scorer
+        self._has_weights = options.has_weights or options.class_weight is not None
+        self._class_weights = _class_weight_table(options.class_weight)
+        self._reduce_dtype = tf.as_dtype(options.reduce_dtype)
         self._variables = list(model.trainable_variables)
-        self._moving = keras_adapter.moving_statistics(model) if group.size > 1 else []
-        self._is_mean = keras_adapter.is_mean_loss(model)
-        self._total, self._count = keras_adapter.loss_tracker_variables(model)
-        keras_adapter.leave_reduction_to_caller(model.optimizer)
+        self._switched = keras_adapter.all_variables(model) if group.replicas > 1 else []
+        self._moving = keras_adapter.moving_statistics(model) if group.replicas > 1 else []
+        keras_adapter.leave_reduction_to_caller(model.optimizer, group.no_strategy)
         self._signature = chunk_signature(layout)
         self._calls: dict[bool, Any] = {}
 
     def run(
-        self, chunk: ChunkRows, first: int, steps: int, may_be_empty: bool, vote: tuple[bool, float]
+        self, chunk: ChunkRows, first: int, steps: int, may_be_empty: bool, vote: Vote
     ) -> CallResult:
         """Train on `steps` steps of a chunk, from its step `first` on. A collective.
 
@@ -73,19 +108,23 @@ class TrainingStep:
             chunk: This worker's rows.
             first: Index of the first step in the chunk.
             steps: How many.
-            may_be_empty: Whether some rank may have a step without rows; the same on all ranks.
-            vote: Whether this rank wants to stop, and seconds to be averaged.
+            may_be_empty: Whether some replica may have a step without rows; the same on all ranks.
+            vote: What this rank brings in.
         """
-        votes = tf.constant([float(vote[0]), vote[1]], tf.float32)
+        time_is_up = vote.time_is_up and self._group.rank == 0
+        votes = tf.constant([float(vote.stop), float(time_is_up), vote.seconds], tf.float32)
         span = tf.constant([first, first + steps], tf.int32)
-        rows = (chunk.inputs, chunk.labels, chunk.weights, chunk.offsets, chunk.global_rows)
-        reduced = self._compiled(may_be_empty)(rows, span, votes).numpy()
+        reduced = self._compiled(may_be_empty)(chunk.tensors, span, votes).numpy()
         return CallResult(
-            float(reduced[0]), round(float(reduced[1])), float(reduced[2]) / self._group.size
+            float(reduced[0]),
+            bool(round(float(reduced[1]))),
+            bool(round(float(reduced[2]))),
+            float(reduced[3]) / self._group.size,
         )
 
     def _compiled(self, may_be_empty: bool) -> Any:
         """The compiled loop; one that allows for empty parts is traced only where it is needed."""
+        may_be_empty = may_be_empty and self._group.replicas > 1
         if may_be_empty not in self._calls:
 
             def run_steps(rows: Any, span: tf.Tensor, votes: tf.Tensor) -> tf.Tensor:
@@ -94,7 +133,7 @@ class TrainingStep:
             signature = (
                 self._signature,
                 tf.TensorSpec((2,), tf.int32),
-                tf.TensorSpec((2,), tf.float32),
+                tf.TensorSpec((3,), tf.float32),
             )
             self._calls[may_be_empty] = tf.function(run_steps, input_signature=signature)
         return self._calls[may_be_empty]
@@ -102,144 +141,130 @@ class TrainingStep:
     def _run_steps(
         self, rows: tuple[tf.Tensor, ...], span: tf.Tensor, votes: tf.Tensor, may_be_empty: bool
     ) -> tf.Tensor:
-        inputs, labels, weights, offsets, global_rows = rows
+        inputs, labels, weights, offsets, global_rows, places = rows
         loss_sum = tf.zeros(())
         for index in tf.range(span[0], span[1]):
             begin, end = offsets[index], offsets[index + 1]
-            part = (inputs[begin:end], labels[begin:end], weights[begin:end])
-            loss = self._group.strategy.run(
+            part = (inputs[begin:end], labels[begin:end], weights[begin:end], places[begin:end])
+            shares = self._group.strategy.run(
                 self._step, args=(*part, global_rows[index], may_be_empty)
             )
-            loss_sum += self._local(loss) * global_rows[index]
+            local = self._group.strategy.experimental_local_results(shares)
+            loss_sum += tf.add_n(list(local)) * global_rows[index]
         own = tf.concat([loss_sum[None], votes], axis=0)
-        if self._group.size == 1:
-            return own
-        return self._local(self._group.strategy.run(self._reduce, args=(own,)))
+        return own if self._group.replicas == 1 else self._group.sum_in_graph(own)
 
     def _step(
         self,
         inputs: tf.Tensor,
         labels: tf.Tensor,
         weights: tf.Tensor,
+        places: tf.Tensor,
         global_rows: tf.Tensor,
         may_be_empty: bool,
     ) -> tf.Tensor:
+        replica = Replica(self._group, self._switched)
+        part = place_on_replica((inputs, labels, weights, places), replica, self._group)
+        rows = BatchRows(part[0], part[1], self._weights(part[1], part[2]), part[3], global_rows)
+        with replica.alone():
+            gradients, share = self._learn(replica, rows, may_be_empty)
+            gradients = self._reduced(replica, gradients, rows.part)
+            self._model.optimizer.apply(gradients, self._variables)
+        return share
+
+    def _weights(self, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor | None:
+        if not self._has_weights:
+            return None
+        if self._class_weights is None:
+            return weights
+        wide = labels.shape[-1] != 1
+        classes = tf.argmax(labels, axis=-1) if wide else tf.round(labels[:, 0])
+        classes = tf.cast(classes, tf.int32)
+        known = (classes >= 0) & (classes < len(self._class_weights))
+        return tf.where(known, tf.gather(self._class_weights, tf.where(known, classes, 0)), 1.0)
+
+    def _learn(
+        self, replica: Replica, rows: BatchRows, may_be_empty: bool
+    ) -> tuple[list[Any], tf.Tensor]:
+        """Gradients and loss of this replica's rows, as parts of the global batch's."""
+        if not may_be_empty or self._scorer.meets:
+            return self._gradients(replica, rows)
         kinds: list[Any] = []
 
         def learn() -> tuple[list[Any], tf.Tensor]:
-            gradients, loss = self._gradients(inputs, labels, weights, global_rows)
+            gradients, share = self._gradients(replica, rows)
             kinds[:] = gradients
-            return [gradient for gradient in gradients if gradient is not None], loss
+            return [gradient for gradient in gradients if gradient is not None], share
 
-        if may_be_empty and self._group.replicas > 1:
-            # The first branch is traced first: the second gives gradients of the same kinds.
-            present, loss = tf.cond(
-                tf.shape(inputs)[0] > 0, learn, lambda: self._nothing_learned(kinds)
-            )
-        else:
-            present, loss = learn()
+        def nothing() -> tuple[list[Any], tf.Tensor]:
+            # Traced after `learn`: gradients are absent, sparse or dense where its are.
+            zeros = [
+                _zeros(kind, variable)
+                for kind, variable in zip(kinds, self._variables, strict=True)
+                if kind is not None
+            ]
+            return zeros, tf.zeros(())
+
+        present, share = tf.cond(rows.count > 0, learn, nothing)
         found = iter(present)
-        gradients = [None if kind is None else next(found) for kind in kinds]
-        gradients = self._reduced(gradients, tf.shape(inputs)[0], global_rows)
-        self._model.optimizer.apply(gradients, self._variables)
-        return loss
+        return [None if kind is None else next(found) for kind in kinds], share
 
-    def _gradients(
-        self, inputs: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, global_rows: tf.Tensor
-    ) -> tuple[list[Any], tf.Tensor]:
-        """Gradients and loss of this replica's rows, as parts of the global batch's."""
+    def _gradients(self, replica: Replica, rows: BatchRows) -> tuple[list[Any], tf.Tensor]:
         model = self._model
-        sample_weight = weights if self._has_weights else None
-        rows = tf.cast(tf.shape(inputs)[0], tf.float32)
         keras_adapter.clear_row_losses(model)
         with tf.GradientTape() as tape:
-            outputs = model(inputs, training=True)
-            loss = keras_adapter.data_loss(model, labels, outputs, sample_weight)
-            if self._is_mean:
-                loss *= self._group.replicas * rows / global_rows
-            for row_loss in keras_adapter.row_losses(model):
-                loss += tf.reduce_sum(row_loss)
-            for penalty in keras_adapter.weight_regularization(model):
-                loss += penalty / self._group.replicas
-            scaled = model.optimizer.scale_loss(loss)
+            outputs = model(rows.inputs, training=True)
+            score = self._scorer.score(replica, rows, outputs)
+            scaled = model.optimizer.scale_loss(score.objective)
         gradients = tape.gradient(scaled, [variable.value for variable in self._variables])
-        self._total.assign_add(tf.cast(loss * global_rows, self._total.dtype))
-        self._count.assign_add(tf.cast(rows, self._count.dtype))
-        keras_adapter.update_metrics(model, labels, outputs, sample_weight)
-        return gradients, loss
+        self._scorer.record(rows, score, outputs)
+        return gradients, score.share
 
-    def _nothing_learned(self, kinds: list[Any]) -> tuple[list[Any], tf.Tensor]:
-        """The part of a replica without rows: its share of the penalties on weights.
-
-        Gradients are absent, sparse or dense where `kinds`, those of a replica with rows, are.
-        """
-        with tf.GradientTape() as tape:
-            loss = tf.zeros(())
-            for penalty in keras_adapter.weight_regularization(self._model):
-                loss += penalty / self._group.replicas
-            scaled = self._model.optimizer.scale_loss(loss)
-        native = [variable.value for variable in self._variables]
-        dense = tape.gradient(scaled, native, unconnected_gradients="zero")
-        gradients = [
-            _no_slices(kind, gradient) if isinstance(kind, tf.IndexedSlices) else gradient
-            for kind, gradient in zip(kinds, dense, strict=True)
-            if kind is not None
-        ]
-        return gradients, loss
-
-    def _reduced(self, gradients: list[Any], rows: tf.Tensor, global_rows: tf.Tensor) -> list[Any]:
+    def _reduced(self, replica: Replica, gradients: list[Any], part: tf.Tensor) -> list[Any]:
         """Sums over all replicas; moving statistics travel along, weighted by rows."""
         if self._group.replicas == 1:
             return gradients
-        share = tf.cast(rows, tf.float32) / global_rows
-        moving = [variable.value.read_value() * share for variable in self._moving]
+        moving = [variable.value.read_value() * part for variable in self._moving]
         present = [gradient for gradient in gradients if gradient is not None]
         types = [gradient.dtype for gradient in present]
         if self._reduce_dtype != tf.float32:
             present = [tf.cast(gradient, self._reduce_dtype) for gradient in present]
-        context = tf.distribute.get_replica_context()
-        summed = context.all_reduce("SUM", present + moving)
+        summed = replica.sum(present + moving)
         for variable, value in zip(self._moving, summed[len(present) :], strict=True):
-            variable.assign(value)
+            variable.value.assign(value)
         back = iter(tf.cast(value, dtype) for value, dtype in zip(summed, types, strict=False))
         return [None if gradient is None else next(back) for gradient in gradients]
 
-    def _reduce(self, own: tf.Tensor) -> tf.Tensor:
-        # The copy gives the value a device, by which the strategy finds where to reduce.
-        return tf.distribute.get_replica_context().all_reduce("SUM", tf.identity(own))
-
-    def _local(self, value: Any) -> tf.Tensor:
-        return self._group.strategy.experimental_local_results(value)[0]
-
-
-def _no_slices(like: tf.IndexedSlices, dense: tf.Tensor) -> tf.IndexedSlices:
-    """A sparse gradient of the types of `like` and the shape of `dense` that touches no row."""
-    values = tf.zeros((0, *dense.shape[1:]), like.values.dtype)
-    shape = tf.constant(dense.shape.as_list(), like.dense_shape.dtype)
-    return tf.IndexedSlices(values, tf.zeros((0,), like.indices.dtype), shape)
-
 
 class EvaluationStep:
-    """Compiled evaluation of one model: metrics of each rank's rows, summed when they are read."""
+    """Compiled evaluation of one model: metrics of each replica's rows, summed when read.
+
+    A collective only where the scorer says that rows of a batch meet (`Scorer.meets`).
+    """
 
     def __init__(
-        self, model: keras.Model, group: Group, layout: InputLayout, has_weights: bool
+        self,
+        model: keras.Model,
+        group: Group,
+        layout: InputLayout,
+        scorer: Scorer,
+        has_weights: bool,
     ) -> None:
         self._signature = chunk_signature(layout)
         self._model = model
         self._group = group
+        self._scorer = scorer
         self._has_weights = has_weights
-        self._total, self._count = keras_adapter.loss_tracker_variables(model)
+        self._switched = keras_adapter.all_variables(model) if group.replicas > 1 else []
         self._calls: dict[bool, Any] = {}
 
     def run(self, chunk: ChunkRows, constant: Any = None) -> None:
-        """Add a chunk of rows to the metrics; not a collective.
+        """Add a chunk of rows to the metrics.
 
         Args:
             chunk: This worker's rows.
             constant: `(outputs,) float32` to evaluate this constant prediction, not the model's.
         """
-        rows = (chunk.inputs, chunk.labels, chunk.weights, chunk.offsets, chunk.global_rows)
         has_constant = constant is not None
         if has_constant not in self._calls:
             signature = (self._signature, tf.TensorSpec((None,), tf.float32))
@@ -247,13 +272,14 @@ class EvaluationStep:
                 lambda rows, constant: self._run_steps(rows, constant if has_constant else None),
                 input_signature=signature,
             )
-        self._calls[has_constant](rows, tf.constant(constant if has_constant else [], tf.float32))
+        prediction = tf.constant(constant if has_constant else [], tf.float32)
+        self._calls[has_constant](chunk.tensors, prediction)
 
     def _run_steps(self, rows: tuple[tf.Tensor, ...], constant: tf.Tensor | None) -> None:
-        inputs, labels, weights, offsets, global_rows = rows
+        inputs, labels, weights, offsets, global_rows, places = rows
         for index in tf.range(tf.shape(offsets)[0] - 1):
             begin, end = offsets[index], offsets[index + 1]
-            part = (inputs[begin:end], labels[begin:end], weights[begin:end])
+            part = (inputs[begin:end], labels[begin:end], weights[begin:end], places[begin:end])
             self._group.strategy.run(self._step, args=(*part, global_rows[index], constant))
 
     def _step(
@@ -261,32 +287,37 @@ class EvaluationStep:
         inputs: tf.Tensor,
         labels: tf.Tensor,
         weights: tf.Tensor,
+        places: tf.Tensor,
         global_rows: tf.Tensor,
         constant: tf.Tensor | None,
     ) -> None:
         model = self._model
-        sample_weight = weights if self._has_weights else None
-        count = tf.shape(inputs)[0]
-        keras_adapter.clear_row_losses(model)
-        if constant is None:
-            outputs = model(inputs, training=False)
-            penalties = keras_adapter.weight_regularization(model)
-        else:
-            outputs = tf.broadcast_to(constant, [count, tf.shape(constant)[0]])
-            outputs = tf.ensure_shape(outputs, (None, *model.output_shape[1:]))
-            penalties = []
-        loss = keras_adapter.data_loss(model, labels, outputs, sample_weight)
-        rows = tf.cast(count, tf.float32)
-        # `evaluate` weighs the loss of each batch by its rows: a mean over part of a batch counts
-        # for the part, a sum over part of a batch for all rows of the batch.
-        if keras_adapter.is_mean_loss(model):
-            total = loss * self._group.replicas * rows
-        else:
-            total = loss * global_rows
-        for row_loss in keras_adapter.row_losses(model):
-            total += tf.reduce_sum(row_loss) * global_rows
-        for penalty in penalties:
-            total += penalty * rows
-        self._total.assign_add(tf.cast(total, self._total.dtype))
-        self._count.assign_add(tf.cast(rows, self._count.dtype))
-        keras_adapter.update_metrics(model, labels, outputs, sample_weight)
+        replica = Replica(self._group, self._switched)
+        part = place_on_replica((inputs, labels, weights, places), replica, self._group)
+        own_weights = part[2] if self._has_weights else None
+        rows = BatchRows(part[0], part[1], own_weights, part[3], global_rows)
+        with replica.alone():
+            keras_adapter.clear_row_losses(model)
+            if constant is None:
+                outputs = model(rows.inputs, training=False)
+            else:
+                outputs = tf.broadcast_to(constant, [rows.count, tf.shape(constant)[0]])
+                outputs = tf.ensure_shape(outputs, (None, *model.output_shape[1:]))
+            score = self._scorer.score(replica, rows, outputs, has_penalties=constant is None)
+            self._scorer.record(rows, score, outputs)
+
+
+def _class_weight_table(class_weight: dict[int, float] | None) -> tf.Tensor | None:
+    """`(largest class + 1,) float32`: the weight of each class, one where none is given."""
+    if class_weight is None:
+        return None
+    return tf.constant([class_weight.get(c, 1.0) for c in range(max(class_weight) + 1)])
+
+
+def _zeros(kind: Any, variable: Any) -> Any:
+    """A gradient of the kind of another that changes nothing."""
+    if not isinstance(kind, tf.IndexedSlices):
+        return tf.zeros(variable.shape, kind.dtype)
+    values = tf.zeros((0, *variable.shape[1:]), kind.values.dtype)
+    shape = tf.constant(list(variable.shape), kind.dense_shape.dtype)
+    return tf.IndexedSlices(values, tf.zeros((0,), kind.indices.dtype), shape)

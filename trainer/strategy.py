@@ -1,18 +1,24 @@
-"""The group of workers as TensorFlow sees it: the strategy, and agreement between ranks.
+"""The group of workers as TensorFlow sees it: the strategy, replicas, and agreement between ranks.
 
-Owns the choice of strategy (none for one worker), pinned collectives (RING on CPU, NCCL on GPU:
-AUTO picks by circumstances and with it the order of sums), and collectives on plain values. All
-ranks must call these in the same order.
+Owns the choice of strategy (none for one worker of one device), pinned collectives (RING on CPU,
+NCCL on GPU: AUTO picks by circumstances and with it the order of sums), the step aside from the
+strategy in which a replica runs plain Keras, and collectives on plain values. All ranks must call
+these in the same order. What is private to TensorFlow is touched here alone.
 """
 
+import contextlib
 import math
 import pickle
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from tensorflow.python.distribute import collective_all_reduce_strategy, distribute_lib
+
+_THREAD = threading.local()
 
 
 class Group:
@@ -22,19 +28,30 @@ class Group:
         rank: Own number.
         addresses: `host:port` of each rank.
         cpus: Cores this process may use.
+        cpu_devices: Virtual CPU devices to split this worker's rows over; GPUs, where there are
+            any, are taken as they are.
     """
 
-    def __init__(self, rank: int, addresses: Sequence[str], cpus: int) -> None:
+    def __init__(
+        self, rank: int, addresses: Sequence[str], cpus: int, cpu_devices: int = 1
+    ) -> None:
         self.rank = rank
         self.size = len(addresses)
         tf.config.threading.set_intra_op_parallelism_threads(cpus)
-        tf.config.threading.set_inter_op_parallelism_threads(max(2, cpus))
+        tf.config.threading.set_inter_op_parallelism_threads(max(2, cpus, cpu_devices))
         gpus = tf.config.list_physical_devices("GPU")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
+        if not gpus and cpu_devices > 1:
+            tf.config.set_logical_device_configuration(
+                tf.config.list_physical_devices("CPU")[0],
+                [tf.config.LogicalDeviceConfiguration()] * cpu_devices,
+            )
+        self.devices = len(gpus) or cpu_devices
+        self.no_strategy = tf.distribute.get_strategy()
         self.strategy = self._form(addresses, bool(gpus))
         self.replicas = int(self.strategy.num_replicas_in_sync)
-        self._sum = tf.function(self._sum_in_graph, reduce_retracing=True)
+        self._sum = tf.function(self.sum_in_graph, reduce_retracing=True)
 
     def sum(self, values: NDArray[Any]) -> NDArray[Any]:
         """The sum over all ranks, the same on each; a collective."""
@@ -59,8 +76,40 @@ class Group:
         table[self.rank] = values
         return self.sum(table)
 
+    def on_each_replica(self, function: Callable[[int], Any]) -> list[Any]:
+        """Call `function` with the number of each of this worker's replicas; what it returned."""
+
+        def call() -> Any:
+            return function(Replica(self, ()).number)
+
+        return list(self.strategy.experimental_local_results(self.strategy.run(call)))
+
+    @contextlib.contextmanager
+    def copies(self, variables: Sequence[Any], device: int) -> Iterator[None]:
+        """Let Keras variables be this worker's copies on one device; outside of the scope."""
+        shared = [variable._value for variable in variables]
+        for variable, native in zip(variables, shared, strict=True):
+            if isinstance(native, tf.distribute.DistributedValues):
+                variable._value = native.values[device]
+        try:
+            yield
+        finally:
+            for variable, native in zip(variables, shared, strict=True):
+                variable._value = native
+
+    def sum_in_graph(self, values: tf.Tensor) -> tf.Tensor:
+        """The sum of one tensor of each rank, while a function is traced; a collective."""
+
+        def reduce(own: tf.Tensor) -> tf.Tensor:
+            replica = Replica(self, ())
+            return replica.sum(own if replica.number % self.devices == 0 else tf.zeros_like(own))
+
+        return self.strategy.experimental_local_results(self.strategy.run(reduce, args=(values,)))[
+            0
+        ]
+
     def _form(self, addresses: Sequence[str], has_gpu: bool) -> tf.distribute.Strategy:
-        if self.size == 1:
+        if self.size * self.devices == 1:
             return tf.distribute.get_strategy()
         communication = tf.distribute.experimental.CommunicationImplementation
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -69,19 +118,101 @@ class Group:
             task_id=self.rank,
             rpc_layer="grpc",
         )
-        return tf.distribute.MultiWorkerMirroredStrategy(
-            cluster_resolver=resolver,
-            communication_options=tf.distribute.experimental.CommunicationOptions(
-                implementation=communication.NCCL if has_gpu else communication.RING
-            ),
-        )
+        with _virtual_cpus(0 if has_gpu else self.devices):
+            return tf.distribute.MultiWorkerMirroredStrategy(
+                cluster_resolver=resolver,
+                communication_options=tf.distribute.experimental.CommunicationOptions(
+                    implementation=communication.NCCL if has_gpu else communication.RING
+                ),
+            )
 
-    def _sum_in_graph(self, values: tf.Tensor) -> tf.Tensor:
-        def reduce(own: tf.Tensor) -> tf.Tensor:
-            context = tf.distribute.get_replica_context()
-            first = context.replica_id_in_sync_group % (self.replicas // self.size) == 0
-            return context.all_reduce("SUM", tf.identity(own) if first else tf.zeros_like(own))
 
-        return self.strategy.experimental_local_results(self.strategy.run(reduce, args=(values,)))[
-            0
-        ]
+class Replica:
+    """One replica while its part of a step is traced; make it inside `strategy.run`.
+
+    Within `with replica.alone():` there is no strategy: each Keras variable is this device's own
+    copy, and whatever Keras does is what it does in a single process. `sum` leaves that state for
+    the time of the collective. Copies stay equal as long as all replicas apply equal updates.
+
+    Args:
+        group: The group.
+        variables: Keras variables that are switched; without repetition.
+
+    Attributes:
+        number: Among all replicas of the group.
+        replicas: How many there are.
+    """
+
+    def __init__(self, group: Group, variables: Sequence[Any]) -> None:
+        self.replicas = group.replicas
+        self._context = tf.distribute.get_replica_context()
+        self.number = int(self._context._replica_id_in_sync_group) if group.replicas > 1 else 0
+        self._shared: list[tuple[Any, Any, Any]] = []
+        for variable in variables:
+            native = variable._value
+            if isinstance(native, tf.distribute.DistributedValues):
+                copy = native.values[self.number % group.devices]
+                self._shared.append((variable, native, copy))
+
+    @staticmethod
+    def current() -> "Replica":
+        """The replica that is alone in this thread."""
+        found: Replica = _THREAD.replica
+        return found
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Plain Keras on this replica's own variables."""
+        _THREAD.replica = self
+        if self.replicas == 1:
+            yield
+            return
+        self._switch(to_own=True)
+        distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
+        try:
+            yield
+        finally:
+            distribute_lib._pop_per_thread_mode()
+            self._switch(to_own=False)
+
+    def sum(self, values: Any) -> Any:
+        """Sums of tensors, or of sparse gradients, over all replicas; a collective.
+
+        Works inside `alone` and outside of it. Not differentiable.
+        """
+        if self.replicas == 1:
+            return values
+        is_alone = not distribute_lib.has_strategy()
+        if is_alone:
+            # Replicas are traced in turn: at a collective the next one takes over.
+            self._switch(to_own=False)
+            distribute_lib._push_per_thread_mode(self._context._thread_context)
+        try:
+            # The copy gives a value a device, by which the strategy finds where to reduce.
+            copies = tf.nest.map_structure(tf.identity, values, expand_composites=True)
+            return self._context.all_reduce("SUM", copies)
+        finally:
+            if is_alone:
+                distribute_lib._pop_per_thread_mode()
+                self._switch(to_own=True)
+
+    def _switch(self, to_own: bool) -> None:
+        for variable, shared, own in self._shared:
+            variable._value = own if to_own else shared
+
+
+@contextlib.contextmanager
+def _virtual_cpus(devices: int) -> Iterator[None]:
+    """Let a strategy that is made meanwhile use so many CPU devices; by itself it takes one."""
+    extended = collective_all_reduce_strategy.CollectiveAllReduceExtended
+    original = extended._initialize_local_devices
+
+    def local_devices(_: Any, __: Any, worker_device: str) -> tuple[tuple[str, ...], str]:
+        return tuple(f"{worker_device}/device:CPU:{index}" for index in range(devices)), "CPU"
+
+    if devices > 1:
+        extended._initialize_local_devices = local_devices
+    try:
+        yield
+    finally:
+        extended._initialize_local_devices = original

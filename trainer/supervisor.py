@@ -219,6 +219,7 @@ class TrainingSupervisor:
             "epochs": settings.job.train.epochs,
             "steps": first.get("step", self._last_step),
             "rows_seen": first.get("rows_seen", 0),
+            "ended_by": first.get("ended_by"),
             "rows_per_s": self._trained_rows / self._trained_s if self._trained_s else 0.0,
             "wall_s": wall_s,
             "metrics": self._metrics,

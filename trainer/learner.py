@@ -1,0 +1,107 @@
+"""One rank's share of a job, put together: group, model, compiled steps, rows.
+
+Training (`trainer.worker`) and verification (`trainer.verify`) both work with it.
+"""
+
+from typing import Any
+
+import keras
+
+from configs.schema import Job
+from data_pipeline.blocks import BlockReader
+from data_pipeline.features import InputLayout
+from data_pipeline.plan import Share
+from data_pipeline.reader import TrainingChunks
+from trainer import keras_adapter
+from trainer.batch import Scorer, global_moments
+from trainer.evaluate import Evaluator, Hooks
+from trainer.model import build_model
+from trainer.payloads import PlannedData
+from trainer.step import StepOptions, TrainingStep
+from trainer.strategy import Group
+
+
+class Learner:
+    """What a rank trains and evaluates with. Creating one is a collective.
+
+    Args:
+        job: The job.
+        data: Its planned data.
+        group: Who takes part; see `form_group`.
+
+    Attributes:
+        group: Who takes part.
+        model: Built and compiled under the group's strategy.
+        step: Its compiled training step.
+        share: This rank's rows of the training data.
+        chunks: Their chunks.
+    """
+
+    def __init__(self, job: Job, data: PlannedData, group: Group) -> None:
+        self._job, self._data = job, data
+        layout = data.layout
+        self.group = group
+        self._example = example_batch(layout, has_row_weights(job))
+        with self.group.strategy.scope():
+            self.model = self._build()
+        if self.group.replicas > 1:
+            for layer in keras_adapter.batch_normalizations(self.model):
+                if job.train.sync_batch_norm or layer.synchronized:
+                    keras_adapter.synchronize(layer, global_moments)
+        scorer = Scorer(self.model, self.group, self._example[0])
+        has_weights = job.data.weight is not None
+        options = StepOptions(has_weights, job.train.reduce_dtype, job.train.class_weight)
+        self.step = TrainingStep(self.model, self.group, layout, scorer, options)
+        self._readers = {
+            role: BlockReader(source, layout, job.data.on_null, job.data.cache_mb * 2**20)
+            for role, source in data.sources.items()
+        }
+        self.share = Share(data.plan, group.rank, group.size, group.devices)
+        self.chunks = TrainingChunks(
+            self.share, self._readers["train"], layout, job.train.epochs, scorer.needs_places
+        )
+        self._evaluator = Evaluator(
+            self.model, self.group, layout, scorer, has_weights, job.train.global_batch_size
+        )
+
+    @property
+    def roles(self) -> set[str]:
+        """Roles that have rows: train, and maybe validation and test."""
+        return set(self._readers)
+
+    def evaluate(
+        self, role: str, constant: Any = None, hooks: Hooks | None = None
+    ) -> dict[str, float]:
+        """Loss and metrics over all rows of a role; a collective. See `Evaluator.evaluate`."""
+        block_rows = self._data.scans[role].block_rows
+        return self._evaluator.evaluate(self._readers[role], block_rows, constant, hooks)
+
+    def make_shadow(self) -> keras.Model:
+        """The same model outside of the strategy."""
+        return self._build()
+
+    def _build(self) -> keras.Model:
+        model = build_model(self._job, self._data.layout, self._data.statistics)
+        keras_adapter.build_training_state(model, *self._example)
+        return model
+
+
+def form_group(job: Job, rank: int, addresses: tuple[str, ...]) -> Group:
+    """The job's group of workers; once in the life of a process."""
+    cluster = job.cluster
+    return Group(rank, addresses, cluster.cpus_per_worker, cluster.cpu_devices_per_worker)
+
+
+def has_row_weights(job: Job) -> bool:
+    """Whether rows count differently in training."""
+    return job.data.weight is not None or job.train.class_weight is not None
+
+
+def example_batch(layout: InputLayout, has_weights: bool) -> tuple[Any, Any, Any]:
+    """Symbolic inputs, labels and weights of the shapes and types that training will see."""
+    weights = keras.KerasTensor((None,), "float32") if has_weights else None
+    return (
+        keras.KerasTensor((None, *layout.input_shape), "float32"),
+        keras.KerasTensor((None, layout.label_size), layout.label_dtype),
+        weights,
+    )
