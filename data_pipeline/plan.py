@@ -177,6 +177,13 @@ class Share:
         shards = self.plan.virtual_shards
         return range(self.rank * shards // self.workers, (self.rank + 1) * shards // self.workers)
 
+    @property
+    def most_rows(self) -> int:
+        """Upper bound of the rows of any device of any worker in a step."""
+        shards, batch = self.plan.virtual_shards, self.plan.global_batch_size
+        of_worker = min(batch, -(-shards // self.workers) * -(-batch // shards))
+        return -(-of_worker // self.devices)
+
     def rows_before(self, row: int) -> int:
         """Rows of this worker among the first `row` rows of an epoch."""
         whole, rest = divmod(row, self.plan.virtual_shards)

@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from configs.errors import EnvironmentFailure, UserError
     from configs.schema import Job
-    from lockstep.api import Interrupted, Run, TrainOptions, train
+    from lockstep.api import Interrupted, Run, TrainOptions, train, verify
 
-__all__ = ["EnvironmentFailure", "Interrupted", "Job", "Run", "TrainOptions", "UserError", "train"]
+__all__ = [
+    "EnvironmentFailure",
+    "Interrupted",
+    "Job",
+    "Run",
+    "TrainOptions",
+    "UserError",
+    "train",
+    "verify",
+]
 
 _HOME = {
     "EnvironmentFailure": "configs.errors",

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from cluster.runtime import Need, session
 from configs.errors import UserError
 from configs.load import load_job
 from configs.schema import Job
+from trainer.certificate import VerifySettings
 from trainer.payloads import PlannedData, TrainingSettings
 from trainer.preflight import open_sources, plan_data
 from trainer.probe import IN_PROBE, ModelFacts, start_probe
 from trainer.run_folder import RunFolder, open_run_folder
 
 _PRELOAD = ("trainer.worker", "trainer.export")
+_PRELOAD_VERIFY = ("trainer.verify",)
 _POLL_S = 0.25
 _STOP_TIMEOUT_S = 90.0
 
@@ -195,6 +198,69 @@ def train(
     return Run(folder.path)
 
 
+def verify(
+    job: Job | Mapping[str, Any] | str | Path,
+    *,
+    workers: Sequence[int] = (2,),
+    steps: int = 50,
+    overrides: Sequence[str] = (),
+    options: TrainOptions | None = None,
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """The parity certificate of a job: plain Keras against several workers.
+
+    Takes `steps` steps of the first epoch (its last, maybe smaller one among them) with Keras's own
+    `fit` in one process and with each number of workers, evaluates, and compares weights, losses
+    and metrics. Callbacks of the job are not called; nothing is kept.
+
+    Returns:
+        `verdict` ("equal", "differs as expected", "differs"), `tolerance`, and `comparisons` with
+        the greatest differences by layer and metric, and the causes that are known.
+
+    Raises:
+        What `train` raises.
+    """
+    options = options or TrainOptions()
+    listener = listener or SilentListener()
+    if not workers or min(workers) < 1 or len(set(workers)) != len(workers):
+        raise UserError(
+            f"--workers received {list(workers)}; different numbers of 1 or more are allowed, such "
+            "as 2,3."
+        )
+    if steps < 1:
+        raise UserError(f"--steps received {steps}; 1 or more is allowed.")
+    loaded = load_job(job, [*overrides, f"cluster.workers={max(workers)}"])
+    sources, layout = open_sources(loaded)
+    probe = start_probe(loaded, layout)
+    cluster = loaded.cluster
+    need = Need(cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker)
+    try:
+        data = plan_data(loaded, sources, layout)
+        with (
+            tempfile.TemporaryDirectory(prefix="lockstep-verify-") as folder,
+            session(need, options.address, options.is_verbose) as warnings,
+        ):
+            probe.facts(cluster.start_timeout_s)  # what it warns of is part of the certificate
+            for warning in (*_data_warnings(data), *warnings):
+                listener.warned(warning)
+            settings = VerifySettings(
+                with_absolute_paths(loaded), data.with_absolute_paths(), tuple(workers), steps
+            )
+            spec = RunSpec(
+                _gang_spec(loaded, f"verify-{secrets.token_hex(4)}", folder, _PRELOAD_VERIFY),
+                cluster.stall_after_s,
+                cluster.max_failures,
+                "trainer.certificate:Verification",
+                settings,
+            )
+            certificate = _drain(RunHandle(spec), listener)
+    finally:
+        probe.kill()
+    if certificate["verdict"] is None:
+        raise Interrupted("stopped; there is no verdict.")
+    return certificate
+
+
 def _data_warnings(data: PlannedData) -> list[str]:
     warnings = []
     for role, scan in data.scans.items():
@@ -205,19 +271,24 @@ def _data_warnings(data: PlannedData) -> list[str]:
     return warnings
 
 
-def _run_spec(plan: RunPlan) -> RunSpec:
-    cluster = plan.job.cluster
-    folder = plan.folder.path
-    gang = GangSpec(
-        name=f"lockstep-{plan.folder.run_id}-{secrets.token_hex(4)}",
+def _gang_spec(job: Job, name: str, log_dir: str, preload: tuple[str, ...]) -> GangSpec:
+    cluster = job.cluster
+    return GangSpec(
+        name=f"lockstep-{name}-{secrets.token_hex(4)}",
         workers=cluster.workers,
         cpus=cluster.cpus_per_worker,
         gpus=cluster.gpus_per_worker,
-        preload=_PRELOAD,
+        preload=preload,
         environment=_worker_environment(cluster.gpus_per_worker),
-        log_dir=str(folder / "logs"),
+        log_dir=log_dir,
         start_timeout_s=cluster.start_timeout_s,
     )
+
+
+def _run_spec(plan: RunPlan) -> RunSpec:
+    cluster = plan.job.cluster
+    folder = plan.folder.path
+    gang = _gang_spec(plan.job, plan.folder.run_id, str(folder / "logs"), _PRELOAD)
     settings = TrainingSettings(
         with_absolute_paths(plan.job),
         plan.folder.run_id,
@@ -266,8 +337,11 @@ def _worker_environment(gpus: int) -> dict[str, str]:
     return environment if gpus else {**environment, "CUDA_VISIBLE_DEVICES": "-1"}
 
 
-def _follow(handle: RunHandle, listener: Listener) -> None:
-    """Pass events on until the run has ended; Ctrl-C asks for a clean stop, twice ends it."""
+def _drain(handle: RunHandle, listener: Listener) -> dict[str, Any]:
+    """Pass events on until the run has ended; Ctrl-C asks for a clean stop, twice ends it.
+
+    Returns the delegate's result.
+    """
     stop_asked_at: float | None = None
     while True:
         try:
@@ -286,7 +360,13 @@ def _follow(handle: RunHandle, listener: Listener) -> None:
             stop_asked_at = time.monotonic()
             listener.stopping()
             handle.request_stop("Ctrl-C")
-    summary = handle.result()
+    result: dict[str, Any] = handle.result()
+    return result
+
+
+def _follow(handle: RunHandle, listener: Listener) -> None:
+    """Follow a training run to its end."""
+    summary = _drain(handle, listener)
     if summary["status"] == "interrupted":
         raise Interrupted(
             f"stopped after step {summary['steps']}; the checkpoint is in {summary['run_folder']}. "

@@ -1,6 +1,7 @@
 """The `lockstep` command: each command a few lines, heavy imports inside it.
 
-Exit status: 0 done, 2 the user's mistake, 3 the environment failed for good, 130 interrupted.
+Exit status: 0 done, 1 `verify` found a difference that nothing explains, 2 the user's mistake, 3
+the environment failed for good, 130 interrupted.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from configs.errors import LockstepError
+from configs.errors import LockstepError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,6 +89,41 @@ def train(
         _print_json(run.summary)
     else:
         render.show_summary(console, run.summary)
+
+
+@app.command()
+def verify(
+    job: JobFile,
+    workers: Annotated[str, typer.Option(help="Numbers of workers, comma separated.")] = "2",
+    steps: Annotated[int, typer.Option(help="Steps to take.")] = 50,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster to join; embedded Ray without it.")
+    ] = None,
+    is_json: Json = False,
+) -> None:
+    """Certify a job: its numbers on several workers against plain Keras. Status 1: they differ."""
+    from configs.load import load_job
+
+    loaded = load_job(job, list(overrides or []))
+    counts = _numbers("--workers", workers)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from lockstep import api, render
+
+    console = _console(is_stderr=is_json)
+    certificate = api.verify(
+        loaded,
+        workers=counts,
+        steps=steps,
+        options=api.TrainOptions(address=address),
+        listener=render.VerifyView(console),
+    )
+    if is_json:
+        _print_json(certificate)
+    else:
+        render.show_certificate(console, certificate)
+    if certificate["verdict"] == "differs":
+        raise typer.Exit(1)
 
 
 ModelPath = Annotated[
@@ -201,6 +237,15 @@ def _be_quiet() -> None:
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{option} received {text!r}; whole numbers with commas are allowed, such as 2,3."
+        ) from None
 
 
 def _names(text: str) -> list[str]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lockstep.api import RunPlan
+from lockstep.api import RunPlan, SilentListener
 
 _RATE_WINDOW_S = 5.0
 
@@ -173,3 +173,56 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     folder = summary["run_folder"]
     for label, path in (("artifact", summary["artifact"]), ("report", f"{folder}/report.html")):
         console.print(f"{label}: {path}", soft_wrap=True, highlight=False)
+
+
+class VerifyView(SilentListener):
+    """Shows how far a verification is."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def warned(self, warning: str) -> None:
+        """Show a warning."""
+        self._console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Show one live event."""
+        if event["event"] == "verified":
+            self._console.print(f"{event['stage']}: done", highlight=False)
+
+    def stopping(self) -> None:
+        """Say that a stop is under way."""
+        self._console.print("stopping ...")
+
+
+def show_certificate(console: Console, certificate: Mapping[str, Any]) -> None:
+    """Greatest differences from plain Keras, a column a number of workers, and the verdict."""
+    comparisons = certificate["comparisons"]
+    table = Table(
+        title=f"{certificate['job']}: {certificate['steps']} steps of "
+        f"{certificate['global_batch_size']} rows, greatest difference from plain Keras",
+        title_justify="left",
+    )
+    table.add_column("")
+    for each in comparisons:
+        table.add_column(f"{each['workers']} workers", justify="right")
+    rounding = certificate["rounding"]
+    if rounding:
+        table.add_column("plain, reordered", justify="right")
+    for kind, title in (("layers", "weights"), ("training", "training"), ("evaluation", "eval")):
+        for name in comparisons[0][kind]:
+            found = [each[kind].get(name, math.inf) for each in comparisons]
+            values = [
+                f"{value:.1e}" for value in [*found, *([rounding[kind][name]] if rounding else [])]
+            ]
+            table.add_row(f"{title}: {name}", *values)
+    console.print(table)
+    for cause in sorted({cause for each in comparisons for cause in each["causes"]}):
+        console.print(f"known cause: {cause}", highlight=False)
+    for each in comparisons:
+        console.print(
+            f"{each['workers']} workers: {each['verdict']} (greatest {each['greatest']:.1e}, "
+            f"tolerance {certificate['tolerance']:.0e})",
+            highlight=False,
+        )
+    console.print(f"verdict: {certificate['verdict']}", highlight=False)

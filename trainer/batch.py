@@ -68,6 +68,7 @@ class Scorer:
         model: Built and compiled; its loss and metrics too.
         group: Who takes part.
         rows: Symbolic input of the model.
+        global_batch_size: The most rows of a batch that is shown whole.
 
     Attributes:
         needs_places: Rows have to tell their places in the global batch.
@@ -75,8 +76,11 @@ class Scorer:
             also those without rows.
     """
 
-    def __init__(self, model: keras.Model, group: Group, rows: keras.KerasTensor) -> None:
+    def __init__(
+        self, model: keras.Model, group: Group, rows: keras.KerasTensor, global_batch_size: int
+    ) -> None:
         self._model = model
+        self._most_rows = global_batch_size
         self._group = group
         self._is_row_wise = keras_adapter.is_row_wise_loss(model, rows)
         self._is_mean = keras_adapter.is_mean_loss(model)
@@ -141,7 +145,7 @@ class Scorer:
             keras_adapter.row_losses(self._model), self._row_losses_are_sums, strict=False
         ):
             value = tf.cast(tf.reduce_sum(loss), tf.float32)
-            total += value if is_sum else value * rows.part
+            total += value * (tf.cast(rows.count > 0, tf.float32) if is_sum else rows.part)
         for penalty in keras_adapter.weight_regularization(self._model) if has_penalties else ():
             total += tf.cast(penalty, tf.float32) * rows.part
         return total
@@ -152,11 +156,52 @@ class Scorer:
         parts = [rows.labels]
         parts += [] if rows.weights is None else [rows.weights]
         parts += [] if mask is None else [tf.cast(mask, tf.float32)]
-        wholes = [_whole(replica, rows, part) for part in parts]
-        all_outputs = _whole_with_gradient(replica, rows, outputs)
+        wholes = [self._whole(replica, rows, part) for part in parts]
+        all_outputs = self._whole_with_gradient(replica, rows, outputs)
         if mask is not None:
             keras_adapter.set_mask(all_outputs, wholes[-1] > 0.5)
         return wholes[0], all_outputs, None if rows.weights is None else wholes[1]
+
+    def _whole(self, replica: Replica, rows: BatchRows, part: tf.Tensor) -> tf.Tensor:
+        """A tensor by rows, of the whole batch.
+
+        It travels at one size: TensorFlow ties a collective to the shape that it saw first.
+        """
+        shape = tf.concat([[self._most_rows], tf.shape(part)[1:]], 0)
+        table = replica.sum(tf.scatter_nd(rows.places[:, None], part, shape))
+        whole = table[: tf.cast(rows.global_rows, tf.int32)]
+        return tf.ensure_shape(whole, (None, *part.shape[1:]))
+
+    def _whole_with_gradient(self, replica: Replica, rows: BatchRows, part: Any) -> tf.Tensor:
+        def gather(own: tf.Tensor) -> Any:
+            def gradient(upstream: tf.Tensor) -> tf.Tensor:
+                return tf.gather(upstream, rows.places)
+
+            return self._whole(replica, rows, own), gradient
+
+        return tf.custom_gradient(gather)(tf.convert_to_tensor(part))
+
+
+def run_model(
+    model: keras.Model, rows: BatchRows, replica: Replica, is_training: bool, may_be_empty: bool
+) -> Any:
+    """The model's output for a replica's rows, which may be none.
+
+    Without rows the model is shown one of zeros, whose output is dropped: kernels of oneDNN give
+    wrong shapes for nothing. It counts in no statistic (`global_moments`), loss or metric.
+    """
+    if not may_be_empty:
+        return model(rows.inputs, training=is_training)
+    is_empty = tf.equal(rows.count, 0)
+    free = [[0, tf.cast(is_empty, tf.int32)], *[[0, 0]] * (len(rows.inputs.shape) - 1)]
+    inputs = tf.ensure_shape(tf.pad(rows.inputs, free), rows.inputs.shape)
+    replica.is_empty = is_empty
+    outputs = model(inputs, training=is_training)
+    mask = keras_adapter.mask_of(outputs)
+    kept = outputs[: rows.count]
+    if mask is not None:
+        keras_adapter.set_mask(kept, mask[: rows.count])
+    return kept
 
 
 def place_on_replica(parts: tuple[Any, ...], replica: Replica, group: Group) -> tuple[Any, ...]:
@@ -177,6 +222,8 @@ def global_moments(inputs: Any, mask: Any, axes: list[int]) -> tuple[Any, Any]:
     """
     replica = Replica.current()
     weights = tf.ones_like(inputs)
+    if replica.is_empty is not None:
+        weights *= 1.0 - tf.cast(replica.is_empty, inputs.dtype)
     if mask is not None:
         weights *= tf.cast(mask, inputs.dtype)[..., None]
     shape = [1 if axis in axes else inputs.shape[axis] for axis in range(len(inputs.shape))]
@@ -195,8 +242,7 @@ def _sum_with_gradient(replica: Replica, own: tf.Tensor) -> tf.Tensor:
     """`(replicas, *own.shape)`: every replica's values; gradients flow back to each."""
 
     def gather(values: tf.Tensor) -> Any:
-        slot = tf.one_hot(replica.number, replica.replicas, dtype=values.dtype)
-        table = replica.sum(tf.reshape(slot, [-1] + [1] * len(values.shape)) * values[None])
+        table = replica.sum(replica.slot(values))
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             return replica.sum(upstream)[replica.number]
@@ -204,20 +250,3 @@ def _sum_with_gradient(replica: Replica, own: tf.Tensor) -> tf.Tensor:
         return table, gradient
 
     return tf.custom_gradient(gather)(own)
-
-
-def _whole(replica: Replica, rows: BatchRows, part: tf.Tensor) -> tf.Tensor:
-    """A tensor by rows, of the whole batch."""
-    shape = tf.concat([[tf.cast(rows.global_rows, tf.int32)], tf.shape(part)[1:]], 0)
-    whole = replica.sum(tf.scatter_nd(rows.places[:, None], part, shape))
-    return tf.ensure_shape(whole, (None, *part.shape[1:]))
-
-
-def _whole_with_gradient(replica: Replica, rows: BatchRows, part: tf.Tensor) -> tf.Tensor:
-    def gather(own: tf.Tensor) -> Any:
-        def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            return tf.gather(upstream, rows.places)
-
-        return _whole(replica, rows, own), gradient
-
-    return tf.custom_gradient(gather)(tf.convert_to_tensor(part))

@@ -127,7 +127,7 @@ def metric_results(model: keras.Model, group: Group) -> dict[str, float]:
     """
     with group.copies(keras_adapter.own_metric_variables(model), 0):
         results: Mapping[str, Any] = model.get_metrics_result()
-    return {name: _plain(value) for name, value in results.items()}
+    return _flat(results)
 
 
 def reset_metrics(model: keras.Model, group: Group) -> None:
@@ -140,6 +140,14 @@ def reset_metrics(model: keras.Model, group: Group) -> None:
         with group.copies(keras_adapter.own_metric_variables(model), device):
             for metric in own:
                 metric.reset_state()
+
+
+def _flat(results: Mapping[str, Any]) -> dict[str, float]:
+    """As Keras logs them: a metric with several values stands under their names, not its own."""
+    flat: dict[str, float] = {}
+    for name, value in results.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {name: _plain(value)}
+    return flat
 
 
 def _plain(value: Any) -> float:

@@ -242,6 +242,14 @@ def is_synchronized(layer: Any) -> bool:
     return "_moments" in vars(layer)
 
 
+def may_have_sparse_gradients(model: keras.Model) -> bool:
+    """Whether some layer may look rows of a weight up, as Embedding does."""
+    return any(
+        isinstance(layer, keras.layers.Embedding) or not _is_of_keras(layer)
+        for layer in model._flatten_layers()
+    )
+
+
 def random_layers(model: keras.Model) -> list[Any]:
     """Layers that draw random numbers in training."""
     return [layer for layer in model._flatten_layers() if getattr(layer, "_seed_generators", None)]

@@ -6,6 +6,8 @@ Training (`trainer.worker`) and verification (`trainer.verify`) both work with i
 from typing import Any
 
 import keras
+import numpy as np
+from numpy.typing import NDArray
 
 from configs.schema import Job
 from data_pipeline.blocks import BlockReader
@@ -48,15 +50,17 @@ class Learner:
             for layer in keras_adapter.batch_normalizations(self.model):
                 if job.train.sync_batch_norm or layer.synchronized:
                     keras_adapter.synchronize(layer, global_moments)
-        scorer = Scorer(self.model, self.group, self._example[0])
+        scorer = Scorer(self.model, group, self._example[0], job.train.global_batch_size)
         has_weights = job.data.weight is not None
-        options = StepOptions(has_weights, job.train.reduce_dtype, job.train.class_weight)
+        self.share = Share(data.plan, group.rank, group.size, group.devices)
+        options = StepOptions(
+            self.share.most_rows, has_weights, job.train.reduce_dtype, job.train.class_weight
+        )
         self.step = TrainingStep(self.model, self.group, layout, scorer, options)
         self._readers = {
             role: BlockReader(source, layout, job.data.on_null, job.data.cache_mb * 2**20)
             for role, source in data.sources.items()
         }
-        self.share = Share(data.plan, group.rank, group.size, group.devices)
         self.chunks = TrainingChunks(
             self.share, self._readers["train"], layout, job.train.epochs, scorer.needs_places
         )
@@ -70,10 +74,19 @@ class Learner:
         return set(self._readers)
 
     def evaluate(
-        self, role: str, constant: Any = None, hooks: Hooks | None = None
+        self,
+        role: str,
+        constant: Any = None,
+        hooks: Hooks | None = None,
+        most_rows: int | None = None,
     ) -> dict[str, float]:
-        """Loss and metrics over all rows of a role; a collective. See `Evaluator.evaluate`."""
+        """Loss and metrics over the rows of a role; a collective. See `Evaluator.evaluate`.
+
+        With `most_rows` the first blocks that hold up to so many.
+        """
         block_rows = self._data.scans[role].block_rows
+        if most_rows is not None:
+            block_rows = first_blocks(block_rows, most_rows)
         return self._evaluator.evaluate(self._readers[role], block_rows, constant, hooks)
 
     def make_shadow(self) -> keras.Model:
@@ -84,6 +97,12 @@ class Learner:
         model = build_model(self._job, self._data.layout, self._data.statistics)
         keras_adapter.build_training_state(model, *self._example)
         return model
+
+
+def first_blocks(block_rows: NDArray[np.int64], most_rows: int) -> NDArray[np.int64]:
+    """The first blocks that hold up to `most_rows` rows, and at least one block."""
+    blocks = int(np.searchsorted(np.cumsum(block_rows), most_rows, "right"))
+    return block_rows[: max(1, blocks)]
 
 
 def form_group(job: Job, rank: int, addresses: tuple[str, ...]) -> Group:

@@ -133,7 +133,7 @@ class TrainingLoop:
             progress.ended_by = CALLBACK
         if self._is_spent(progress.elapsed_s):  # of the snapshot: the same on all ranks
             progress.ended_by = TIME_BUDGET
-        chunks = _ChunkCursor(parts.chunks, parts.layout, progress.step)
+        chunks = ChunkCursor(parts.chunks, parts.layout, progress.step)
         first_epoch = progress.step // plan.steps_per_epoch
         for epoch in range(first_epoch, epochs):
             if parts.callbacks.should_stop:
@@ -143,12 +143,10 @@ class TrainingLoop:
             self._train_epoch(epoch, chunks)
             if self.is_stopped:
                 return
-        for device in range(parts.group.devices):
-            with parts.group.copies(keras_adapter.all_variables(parts.model), device):
-                keras_adapter.finish_training(parts.model)
+        finish_training(parts.model, parts.group)
         parts.callbacks.on_train_end(progress.history[-1] if progress.history else {})
 
-    def _train_epoch(self, epoch: int, chunks: "_ChunkCursor") -> None:
+    def _train_epoch(self, epoch: int, chunks: "ChunkCursor") -> None:
         parts, progress = self._parts, self._progress
         plan = parts.share.plan
         begin_s = time.monotonic()
@@ -177,7 +175,7 @@ class TrainingLoop:
         if not is_cut:
             self._snapshot("epoch")
 
-    def _train_call(self, epoch: int, last: int, chunks: "_ChunkCursor") -> None:
+    def _train_call(self, epoch: int, last: int, chunks: "ChunkCursor") -> None:
         parts, progress = self._parts, self._progress
         first_of_epoch = epoch * parts.share.plan.steps_per_epoch
         wait_begin = time.monotonic()
@@ -305,7 +303,7 @@ class TrainingLoop:
         return bool(every) and self._progress.step % every == 0
 
 
-class _ChunkCursor:
+class ChunkCursor:
     """The chunk that holds the present step, read ahead by tf.data."""
 
     def __init__(self, chunks: TrainingChunks, layout: InputLayout, step: int) -> None:
@@ -324,6 +322,13 @@ class _ChunkCursor:
             self._number += 1
             self.offsets = self._chunk.offsets.numpy()
         return self._chunk, index, len(self.offsets) - 1 - index
+
+
+def finish_training(model: keras.Model, group: Group) -> None:
+    """What `fit` does after its last epoch; not a collective."""
+    for device in range(group.devices):
+        with group.copies(keras_adapter.all_variables(model), device):
+            keras_adapter.finish_training(model)
 
 
 def learning_rate(model: keras.Model) -> float:

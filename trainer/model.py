@@ -6,6 +6,7 @@ normalisation that travels inside it, and the seed.
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,11 @@ def make(kind: str, spec: KerasSpec) -> Any:
     """
     name, arguments = split_spec(spec)
     if is_own_code(name):
+        found = import_object(name)
+        if kind in ("losses", "metrics") and inspect.isfunction(found) and not arguments:
+            return found  # of (y_true, y_pred), as Keras takes it
         try:
-            return import_object(name)(**arguments)
+            return found(**arguments)
         except Exception as error:
             raise user_code_error(name, error) from error
     if name not in catalog()[kind]["classes"]:

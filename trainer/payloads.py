@@ -119,6 +119,21 @@ class ExportPayload:
 
 
 @dataclass(frozen=True)
+class VerifyPayload:
+    """What every rank of a stage of a verification is given.
+
+    Attributes:
+        job: The job, with this stage's number of workers.
+        data: The planned data.
+        steps: How many steps to take.
+    """
+
+    job: Job
+    data: PlannedData
+    steps: int
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """Training state after a step.
 

@@ -16,7 +16,8 @@ import tensorflow as tf
 from data_pipeline.features import InputLayout
 from data_pipeline.reader import ChunkRows, chunk_signature
 from trainer import keras_adapter
-from trainer.batch import BatchRows, Scorer, place_on_replica
+from trainer.batch import BatchRows, Scorer, place_on_replica, run_model
+from trainer.sparse import joined, most_slices, padded, zero_slices
 from trainer.strategy import Group, Replica
 
 
@@ -57,11 +58,13 @@ class StepOptions:
     """What a job says of its steps.
 
     Attributes:
+        most_rows: The most rows of one replica in a step; the same on all.
         has_weights: Rows have weights of their own.
         reduce_dtype: Type in which gradients travel, "float32" or "bfloat16".
         class_weight: Weight of the rows of each class; others count one.
     """
 
+    most_rows: int
     has_weights: bool = False
     reduce_dtype: str = "float32"
     class_weight: dict[int, float] | None = None
@@ -97,6 +100,10 @@ class TrainingStep:
         self._moving = keras_adapter.moving_statistics(model) if group.replicas > 1 else []
         keras_adapter.leave_reduction_to_caller(model.optimizer, group.no_strategy)
         self._signature = chunk_signature(layout)
+        self._most_slices: dict[int, int] = {}
+        if group.replicas > 1 and keras_adapter.may_have_sparse_gradients(model):
+            with group.copies(keras_adapter.all_variables(model), 0):
+                self._most_slices = most_slices(model, layout.input_shape, options.most_rows)
         self._calls: dict[bool, Any] = {}
 
     def run(
@@ -188,11 +195,11 @@ class TrainingStep:
     ) -> tuple[list[Any], tf.Tensor]:
         """Gradients and loss of this replica's rows, as parts of the global batch's."""
         if not may_be_empty or self._scorer.meets:
-            return self._gradients(replica, rows)
+            return self._gradients(replica, rows, may_be_empty)
         kinds: list[Any] = []
 
         def learn() -> tuple[list[Any], tf.Tensor]:
-            gradients, share = self._gradients(replica, rows)
+            gradients, share = self._gradients(replica, rows, may_be_empty=False)
             kinds[:] = gradients
             return [gradient for gradient in gradients if gradient is not None], share
 
@@ -209,11 +216,13 @@ class TrainingStep:
         found = iter(present)
         return [None if kind is None else next(found) for kind in kinds], share
 
-    def _gradients(self, replica: Replica, rows: BatchRows) -> tuple[list[Any], tf.Tensor]:
+    def _gradients(
+        self, replica: Replica, rows: BatchRows, may_be_empty: bool
+    ) -> tuple[list[Any], tf.Tensor]:
         model = self._model
         keras_adapter.clear_row_losses(model)
         with tf.GradientTape() as tape:
-            outputs = model(rows.inputs, training=True)
+            outputs = run_model(model, rows, replica, True, may_be_empty)
             score = self._scorer.score(replica, rows, outputs)
             scaled = model.optimizer.scale_loss(score.objective)
         gradients = tape.gradient(scaled, [variable.value for variable in self._variables])
@@ -224,16 +233,32 @@ class TrainingStep:
         """Sums over all replicas; moving statistics travel along, weighted by rows."""
         if self._group.replicas == 1:
             return gradients
-        moving = [variable.value.read_value() * part for variable in self._moving]
-        present = [gradient for gradient in gradients if gradient is not None]
-        types = [gradient.dtype for gradient in present]
+        travelling: list[tf.Tensor] = []
+        indices: list[tf.Tensor] = []
+        for index, gradient in enumerate(gradients):
+            if isinstance(gradient, tf.IndexedSlices):
+                values, places = padded(gradient, self._most_slices[index], replica)
+                travelling.append(values)
+                indices.append(places)
+            elif gradient is not None:
+                travelling.append(gradient)
+        types = [value.dtype for value in travelling]
         if self._reduce_dtype != tf.float32:
-            present = [tf.cast(gradient, self._reduce_dtype) for gradient in present]
-        summed = replica.sum(present + moving)
-        for variable, value in zip(self._moving, summed[len(present) :], strict=True):
+            travelling = [tf.cast(value, self._reduce_dtype) for value in travelling]
+        moving = [variable.value.read_value() * part for variable in self._moving]
+        summed = replica.sum(travelling + moving + indices)
+        first = len(travelling)
+        for variable, value in zip(self._moving, summed[first:], strict=False):
             variable.value.assign(value)
         back = iter(tf.cast(value, dtype) for value, dtype in zip(summed, types, strict=False))
-        return [None if gradient is None else next(back) for gradient in gradients]
+        places_back = iter(summed[first + len(moving) :])
+        reduced: list[Any] = []
+        for gradient in gradients:
+            if isinstance(gradient, tf.IndexedSlices):
+                reduced.append(joined(next(back), next(places_back), gradient))
+            else:
+                reduced.append(None if gradient is None else next(back))
+        return reduced
 
 
 class EvaluationStep:
@@ -299,7 +324,7 @@ class EvaluationStep:
         with replica.alone():
             keras_adapter.clear_row_losses(model)
             if constant is None:
-                outputs = model(rows.inputs, training=False)
+                outputs = run_model(model, rows, replica, False, self._group.replicas > 1)
             else:
                 outputs = tf.broadcast_to(constant, [rows.count, tf.shape(constant)[0]])
                 outputs = tf.ensure_shape(outputs, (None, *model.output_shape[1:]))
@@ -316,8 +341,6 @@ def _class_weight_table(class_weight: dict[int, float] | None) -> tf.Tensor | No
 
 def _zeros(kind: Any, variable: Any) -> Any:
     """A gradient of the kind of another that changes nothing."""
-    if not isinstance(kind, tf.IndexedSlices):
-        return tf.zeros(variable.shape, kind.dtype)
-    values = tf.zeros((0, *variable.shape[1:]), kind.values.dtype)
-    shape = tf.constant(list(variable.shape), kind.dense_shape.dtype)
-    return tf.IndexedSlices(values, tf.zeros((0,), kind.indices.dtype), shape)
+    if isinstance(kind, tf.IndexedSlices):
+        return zero_slices(kind, variable.shape)
+    return tf.zeros(variable.shape, kind.dtype)

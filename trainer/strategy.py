@@ -141,10 +141,12 @@ class Replica:
     Attributes:
         number: Among all replicas of the group.
         replicas: How many there are.
+        is_empty: Whether it has no rows in this step, a tensor; None where it has for certain.
     """
 
     def __init__(self, group: Group, variables: Sequence[Any]) -> None:
         self.replicas = group.replicas
+        self.is_empty: tf.Tensor | None = None
         self._context = tf.distribute.get_replica_context()
         self.number = int(self._context._replica_id_in_sync_group) if group.replicas > 1 else 0
         self._shared: list[tuple[Any, Any, Any]] = []
@@ -176,25 +178,37 @@ class Replica:
             self._switch(to_own=False)
 
     def sum(self, values: Any) -> Any:
-        """Sums of tensors, or of sparse gradients, over all replicas; a collective.
+        """Sums over all replicas of a tensor or of a list of tensors; a collective.
 
         Works inside `alone` and outside of it. Not differentiable.
         """
         if self.replicas == 1:
             return values
+        if not isinstance(values, list):
+            return self.sum([values])[0]
         is_alone = not distribute_lib.has_strategy()
         if is_alone:
             # Replicas are traced in turn: at a collective the next one takes over.
             self._switch(to_own=False)
             distribute_lib._push_per_thread_mode(self._context._thread_context)
         try:
-            # The copy gives a value a device, by which the strategy finds where to reduce.
-            copies = tf.nest.map_structure(tf.identity, values, expand_composites=True)
-            return self._context.all_reduce("SUM", copies)
+            summed = list(values)
+            for dtype in dict.fromkeys(value.dtype for value in values):  # a pack has one type
+                places = [index for index, value in enumerate(values) if value.dtype == dtype]
+                # The copy gives a value a device, by which the strategy finds where to reduce.
+                pack = [tf.identity(values[index]) for index in places]
+                for index, total in zip(places, self._context.all_reduce("SUM", pack), strict=True):
+                    summed[index] = total
+            return summed
         finally:
             if is_alone:
                 distribute_lib._pop_per_thread_mode()
                 self._switch(to_own=True)
+
+    def slot(self, own: tf.Tensor) -> tf.Tensor:
+        """`(replicas, *own.shape)`: zeros but for this replica's own values; to be summed."""
+        around = [[self.number, self.replicas - 1 - self.number]]
+        return tf.pad(own[None], around + [[0, 0]] * len(own.shape))
 
     def _switch(self, to_own: bool) -> None:
         for variable, shared, own in self._shared:

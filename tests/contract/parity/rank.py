@@ -1,0 +1,138 @@
+"""Engine B inside a training process: many cases, one after the other, in one group.
+
+Each goes through `trainer`'s own learner and loop, callbacks and checkpoints included; a second
+fit goes on from the first one's snapshot, as `--resume` does.
+"""
+
+import contextlib
+import functools
+import gc
+from typing import Any
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cluster.channel import Channel
+from cluster.template import Launch
+from data_pipeline.blocks import BlockReader
+from tests.contract.parity.engines import Outcome, Prepared
+from trainer import batch, step
+from trainer.learner import Learner
+from trainer.payloads import TrainingPayload
+from trainer.strategy import Group
+from trainer.worker import make_loop, weights_sha256
+
+SABOTAGES = ("divisor left local", "clipping before reducing", "penalties on every worker")
+
+
+def main(channel: Channel, launch: Launch) -> None:
+    """`launch.payload` is (devices, [(key, Prepared, sabotage)])."""
+    devices, cases = launch.payload
+    group = Group(launch.rank, launch.addresses, 1, devices)
+    channel.send("ready")
+    for key, prepared, sabotage in cases:
+        channel.send("begin", key)
+        keras.utils.clear_session()
+        with sabotaged(sabotage, group):
+            outcome = run_case(prepared, group)
+        if launch.rank == 0:
+            channel.send("outcome", (key, outcome))
+        gc.collect()
+    channel.send("finished")
+    channel.wait_for("leave", 120.0)
+
+
+def run_case(prepared: Prepared, group: Group) -> Outcome:
+    """Train, evaluate and predict as the case says; the same outcome as engine A's."""
+    case = prepared.case
+    cluster = {"workers": group.size, "cpu_devices_per_worker": group.devices}
+    job = prepared.job.model_copy(
+        update={"cluster": prepared.job.cluster.model_copy(update=cluster)}
+    )
+    outcome: Outcome = {}
+    snapshot: Any = None
+    for fit in range(1, case.fits + 1):
+        every = 1 if case.validates else 10**6
+        train = job.train.model_copy(update={"epochs": fit * case.epochs, "validation_freq": every})
+        job = job.model_copy(update={"train": train})
+        learner = Learner(job, prepared.data, group)
+        reports: list[tuple[str, Any]] = []
+        loop = make_loop(
+            TrainingPayload(job, prepared.data, job.runs_dir, None),
+            learner,
+            lambda kind, body, reports=reports: reports.append((kind, body)),
+            lambda: False,
+        )
+        if snapshot is not None:
+            loop.restore(snapshot)
+        loop.run()
+        if group.rank == 0:
+            outcome |= _history(reports)
+        snapshots = [body for kind, body in reports if kind == "snapshot"]
+        snapshot = group.broadcast(snapshots[-1] if snapshots else None)
+        results = learner.evaluate("validation")
+        outcome |= {f"evaluate/{fit}/{name}": value for name, value in results.items()}
+        outcome |= _weights_and_predictions(learner, prepared, fit)
+        digests = group.gather(
+            np.frombuffer(bytes.fromhex(weights_sha256(learner.model)), np.int32)
+        )
+        if len(np.unique(digests, axis=0)) != 1:
+            raise RuntimeError("ranks hold different weights")
+    return outcome
+
+
+def _history(reports: list[tuple[str, Any]]) -> Outcome:
+    hidden = ("epoch", "step", "learning_rate", "epoch_s")
+    return {
+        f"history/{name}/{body['epoch']}": value
+        for kind, body in reports
+        if kind == "epoch"
+        for name, value in body.items()
+        if name not in hidden
+    }
+
+
+def _weights_and_predictions(learner: Learner, prepared: Prepared, fit: int) -> Outcome:
+    model = learner.model
+    source = prepared.data.sources["validation"]
+    reader = BlockReader(source, prepared.data.layout, "error")
+    blocks = [reader.read(number) for number in range(len(source.blocks))]
+    columns = [
+        np.concatenate(parts).reshape(source.rows, -1)
+        for parts in zip(*(block.features for block in blocks), strict=True)
+    ]
+    inputs = np.concatenate(columns, axis=1).reshape(-1, *prepared.data.layout.input_shape)
+    with learner.group.copies(model.variables, 0):
+        outcome: Outcome = {
+            f"weights/{fit}/{index}": np.array(variable.value)
+            for index, variable in enumerate(model.weights)
+        }
+        predict = functools.partial(model, training=False)
+        parts = [predict(tf.constant(inputs[i : i + 1024])) for i in range(0, len(inputs), 1024)]
+        outcome[f"predictions/{fit}"] = np.concatenate([np.array(part) for part in parts])
+    return outcome
+
+
+def sabotaged(which: str | None, group: Group) -> Any:
+    """Switch one feature of the exact step off: what then comes out must differ."""
+    if which is None:
+        return contextlib.nullcontext()
+    if which == "divisor left local":
+        alone = property(lambda _: tf.constant(1.0 / group.replicas))
+        return mock.patch.object(batch.BatchRows, "part", alone)
+    if which == "penalties on every worker":
+        original = batch.Scorer._extra_losses
+
+        def on_every_worker(self: Any, rows: Any, has_penalties: bool) -> Any:
+            return original(self, rows, has_penalties) / rows.part
+
+        return mock.patch.object(batch.Scorer, "_extra_losses", on_every_worker)
+    reduced = step.TrainingStep._reduced
+
+    def clipped_first(self: Any, replica: Any, gradients: Any, part: Any) -> Any:
+        clipped = self._model.optimizer._clip_gradients(gradients)
+        return reduced(self, replica, clipped, part)
+
+    return mock.patch.object(step.TrainingStep, "_reduced", clipped_first)

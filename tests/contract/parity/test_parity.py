@@ -1,0 +1,78 @@
+"""Lockstep on any number of workers is plain Keras `fit` in one process, case by case."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.contract.parity.cases import CASES, DEVICE_CASES, Case
+from tests.contract.parity.report import Record
+
+pytestmark = pytest.mark.timeout(3600)  # the first test of a group runs all of its cases
+
+
+def _rows(cases: tuple[Case, ...], fast: Any) -> list[Any]:
+    return [
+        pytest.param(case, id=case.name, marks=() if fast(case) else pytest.mark.long)
+        for case in cases
+    ]
+
+
+def _compare(suite: Any, case: Case, engine: str, ours: Any, is_alone: bool) -> Record:
+    from tests.contract.parity.engines import greatest_difference
+
+    assert isinstance(ours, dict), ours
+    difference, place = greatest_difference(ours, suite.plain(case))
+    differs = case.differs and not is_alone
+    record = Record(case.name, engine, difference, place, case.tolerance, differs)
+    suite.records.append(record)
+    return record
+
+
+def _check(record: Record, case: Case, ours: Any) -> None:
+    for key, value in case.expected.items():
+        assert np.allclose(ours[key], value, rtol=1e-6, atol=1e-6), (key, ours[key])
+    if record.differs:
+        assert record.difference > 2 * case.tolerance
+    else:
+        assert record.difference <= case.tolerance, record.place
+
+
+@pytest.mark.parametrize("case", _rows(CASES, lambda case: case.is_fast))
+@pytest.mark.parametrize(
+    "workers",
+    [2, 3, pytest.param(1, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)],
+)
+def test_workers_are_one_fit(suite: Any, case: Case, workers: int) -> None:
+    ours = suite.lockstep(case, workers)
+    engine = f"{workers} worker{'s' if workers > 1 else ''}"
+    _check(_compare(suite, case, engine, ours, workers == 1), case, ours)
+
+
+@pytest.mark.parametrize("case", _rows(DEVICE_CASES, lambda case: case.group in ("norm", "losses")))
+@pytest.mark.parametrize("devices", [2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
+def test_several_devices_a_worker_are_one_fit(
+    suite: Any, case: Case, workers: int, devices: int
+) -> None:
+    ours = suite.lockstep(case, workers, devices)
+    _check(_compare(suite, case, f"{workers} x {devices}", ours, False), case, ours)
+
+
+CONTROLS = {
+    "divisor left local": "sizes/5 virtual shards",
+    "clipping before reducing": "optimizer/global_clipnorm",
+    "penalties on every worker": "regularizers/on weights, biases and activities",
+}
+
+
+@pytest.mark.parametrize("sabotage", CONTROLS)
+def test_a_step_that_is_not_exact_is_told(suite: Any, sabotage: str) -> None:
+    """Negative controls: with its feature switched off a case must fail."""
+    from tests.contract.parity.engines import greatest_difference
+
+    case = next(case for case in CASES if case.name == CONTROLS[sabotage])
+    ours = suite.sabotaged(case, 2, sabotage)
+    assert isinstance(ours, dict), ours
+    difference, _ = greatest_difference(ours, suite.plain(case))
+    assert difference > 2 * case.tolerance
