@@ -201,7 +201,8 @@ def difference(found: Any, expected: Any) -> float:
     a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if not a.size:
         return 0.0
-    apart = np.abs(a - b) / (1 + np.abs(b))
+    with np.errstate(invalid="ignore"):  # infinities
+        apart = np.abs(a - b) / (1 + np.abs(b))
     same = (np.isnan(a) & np.isnan(b)) | (a == b)
     apart = np.where(same, 0.0, np.where(np.isfinite(apart), apart, np.inf))
     return float(apart.max())

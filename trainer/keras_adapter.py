@@ -110,8 +110,17 @@ def is_row_wise_loss(model: keras.Model, rows: keras.KerasTensor) -> bool:
 
 
 def gives_mask(model: keras.Model, rows: keras.KerasTensor) -> bool:
-    """Whether the model's output carries a mask, as after `Embedding(mask_zero=True)`."""
-    return get_keras_mask(model(rows)) is not None
+    """Whether the model's output carries a mask, as after `Embedding(mask_zero=True)`.
+
+    Found by trial where a layer may begin one: symbolic calls of a model lose it.
+    """
+    may_mask = any(
+        isinstance(layer, keras.layers.Masking)
+        or getattr(layer, "mask_zero", False)
+        or not _is_of_keras(layer)
+        for layer in model._flatten_layers()
+    )
+    return may_mask and mask_of(model(tf.zeros((1, *rows.shape[1:])), training=False)) is not None
 
 
 def mask_of(outputs: Any) -> Any:

@@ -132,6 +132,18 @@ class VerifyPayload:
     data: PlannedData
     steps: int
 
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """The steps `[first, last)` of the first epoch that are taken.
+
+        The first ones, and in any case the last, which may be smaller than the others.
+        """
+        last = self.data.plan.steps_per_epoch
+        if self.steps >= last:
+            return [(0, last)]
+        ends = (last - 1, last)
+        return [(0, self.steps - 1), ends] if self.steps > 1 else [ends]
+
 
 @dataclass(frozen=True)
 class Snapshot:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from cluster.channel import Channel
 from cluster.template import Launch
 from data_pipeline.blocks import BlockReader
-from data_pipeline.plan import Plan, Share
+from data_pipeline.plan import Share
 from data_pipeline.reader import EvaluationChunks, EvaluationCut, TrainingChunks
 from trainer import keras_adapter
 from trainer.causes import causes_of_difference
@@ -39,17 +39,6 @@ MOST_EVALUATION_ROWS = 100_000
 _LEAVE_TIMEOUT_S = 120.0
 
 
-def spans(plan: Plan, steps: int) -> list[tuple[int, int]]:
-    """The steps `[first, last)` of the first epoch that are taken.
-
-    The first ones, and in any case the last, which may be smaller than the others.
-    """
-    last = plan.steps_per_epoch
-    if steps >= last:
-        return [(0, last)]
-    return [(0, steps - 1), (last - 1, last)] if steps > 1 else [(last - 1, last)]
-
-
 def reference(channel: Channel, launch: Launch) -> None:
     """Plain Keras, one process."""
     _run_plain(channel, launch.payload, is_reordered=False)
@@ -65,7 +54,7 @@ def _run_plain(channel: Channel, payload: VerifyPayload, is_reordered: bool) -> 
     model = build_model(job, data.layout, data.statistics)
     keras_adapter.build_training_state(model, *example_batch(data.layout, has_row_weights(job)))
     channel.send("ready")
-    taken = spans(data.plan, payload.steps)
+    taken = payload.spans
     arrays = next(_global_batches(payload, taken, is_reordered))
     signature = tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in arrays)
     history = model.fit(
@@ -96,7 +85,7 @@ def together(channel: Channel, launch: Launch) -> None:
     channel.send("ready")
     reset_metrics(learner.model, group)
     seed_dropout(learner.model, job.train.seed, 0, group)
-    for first, last in spans(data.plan, payload.steps):
+    for first, last in payload.spans:
         cursor = ChunkCursor(learner.chunks, data.layout, first)
         step = first
         while step < last:

@@ -44,6 +44,9 @@ def test_every_variable_exists_after_building(built: keras.Model) -> None:
     x, y = np.ones((5, 4), "f4"), np.ones((5, 1), "f4")
     built.fit(x, y, verbose=0)
     assert len(keras_adapter.metric_variables(built)) == count == 2 + 2 + 4
+    everything = keras_adapter.all_variables(built)
+    assert len(everything) == len({id(variable) for variable in everything})
+    assert len(everything) == len(built.variables) + count + len(built.optimizer.variables)
 
 
 def test_loss_parts_add_up_to_the_loss_of_fit(built: keras.Model) -> None:
@@ -61,13 +64,143 @@ def test_loss_parts_add_up_to_the_loss_of_fit(built: keras.Model) -> None:
     assert keras_adapter.row_losses(built) == []
 
 
-@pytest.mark.parametrize(("reduction", "is_mean"), [("sum_over_batch_size", True), ("sum", False)])
+ROWS = keras.KerasTensor((None, 2))
+
+
+def compiled(loss: Any, metrics: Any = (), width: int = 1) -> keras.Model:
+    model = keras.Sequential([L.Input((2,)), L.Dense(width)])
+    model.compile("sgd", loss, metrics=list(metrics))
+    label = keras.KerasTensor((None, width if width == 1 else 1))
+    keras_adapter.build_training_state(model, ROWS, label, None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("reduction", "is_mean"), [("sum_over_batch_size", True), ("mean", True), ("sum", False)]
+)
 def test_reduction_of_the_loss_is_found(reduction: str, is_mean: bool) -> None:
-    model = keras.Sequential([L.Input((2,)), L.Dense(1)])
-    model.compile("sgd", keras.losses.MeanSquaredError(reduction=reduction))
-    example = (keras.KerasTensor((None, 2)), keras.KerasTensor((None, 1)))
-    keras_adapter.build_training_state(model, *example, None)
+    model = compiled(keras.losses.MeanSquaredError(reduction=reduction))
     assert keras_adapter.is_mean_loss(model) is is_mean
+    assert keras_adapter.is_row_wise_loss(model, ROWS)
+
+
+def own_loss(y_true: Any, y_pred: Any) -> Any:
+    return keras.ops.mean(keras.ops.square(y_true - y_pred))
+
+
+class OwnLoss(keras.losses.Loss):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "width"),
+    [
+        (own_loss, 1),
+        (OwnLoss(), 1),
+        ("dice", 1),
+        (keras.losses.Tversky(), 1),
+        (keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"), 1),
+        (keras.losses.MeanSquaredError(reduction=None), 1),
+        (keras.losses.SparseCategoricalCrossentropy(ignore_class=2), 3),
+    ],
+)
+def test_losses_that_need_the_whole_batch_are_told(loss: Any, width: int) -> None:
+    assert not keras_adapter.is_row_wise_loss(compiled(loss, width=width), ROWS)
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber", "binary_crossentropy", "poisson"])
+def test_losses_of_keras_are_row_wise(loss: str) -> None:
+    assert keras_adapter.is_row_wise_loss(compiled(loss), ROWS)
+
+
+def test_a_mask_needs_the_whole_batch() -> None:
+    layers = [L.Input((4,)), L.Embedding(5, 2, mask_zero=True), L.LSTM(3, return_sequences=True)]
+    model = keras.Sequential([*layers, L.Dense(3)])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    rows = keras.KerasTensor((None, 4))
+    keras_adapter.build_training_state(model, rows, keras.KerasTensor((None, 4)), None)
+    assert keras_adapter.gives_mask(model, rows)
+    assert not keras_adapter.is_row_wise_loss(model, rows)
+
+
+def own_metric(y_true: Any, y_pred: Any) -> Any:
+    return keras.ops.max(keras.ops.abs(y_true - y_pred))
+
+
+class OwnMean(keras.metrics.Mean):
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        super().update_state(own_metric(y_true, y_pred))
+
+
+def test_metrics_of_the_users_are_told_from_those_of_keras() -> None:
+    own = [own_metric, OwnMean()]
+    model = compiled("mse", ["mae", *own, keras.metrics.AUC(), "R2Score"])
+    assert [metric.name for metric in keras_adapter.own_metrics(model)] == [
+        "own_metric",
+        "mean",
+    ]
+    names = [metric.name for metric in keras_adapter.all_metrics(model)]
+    assert names[0] == "loss"
+    assert len(names) == 6
+    assert len(keras_adapter.own_metric_variables(model)) == 4
+
+
+def test_each_metric_is_updated_once_and_with_its_weights() -> None:
+    model = keras.Sequential([L.Input((2,)), L.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae", own_metric], weighted_metrics=["mse"])
+    label, weight = keras.KerasTensor((None, 1)), keras.KerasTensor((None,))
+    keras_adapter.build_training_state(model, ROWS, label, weight)
+    y, p, w = tf.constant([[1.0], [2.0]]), tf.constant([[2.0], [5.0]]), tf.constant([1.0, 0.0])
+    keras_adapter.update_metrics(model, y, p, w, keras_adapter.is_summable)
+    assert float(model.get_metrics_result()["own_metric"]) == 0
+    keras_adapter.update_metrics(model, y, p, w, lambda m: not keras_adapter.is_summable(m))
+    results = model.get_metrics_result()
+    assert float(results["mae"]) == pytest.approx(2)
+    assert float(results["own_metric"]) == pytest.approx(3)
+    assert float(results["mse"]) == pytest.approx(1)
+
+
+class Adds(keras.layers.Layer):
+    def call(self, inputs: Any) -> Any:
+        self.add_loss(keras.ops.sum(keras.ops.square(inputs)))
+        self.add_loss(keras.ops.mean(keras.ops.square(inputs)))
+        return inputs
+
+
+def test_added_losses_are_sums_or_means(built: keras.Model) -> None:
+    rows = keras.KerasTensor((None, 4))
+    # Keras divides activity penalties by the rows of the batch.
+    assert keras_adapter.row_losses_are_sums(built, rows) == [False]
+    model = keras.Sequential([L.Input((2,)), Adds(), L.Dense(1)])
+    assert keras_adapter.row_losses_are_sums(model, ROWS) == [True, False]
+    assert keras_adapter.row_losses(model) == []
+
+
+class OwnStep(keras.Model):
+    def train_step(self, data: Any) -> Any:
+        return {}
+
+
+def test_models_with_a_step_of_their_own_are_told(built: keras.Model) -> None:
+    assert keras_adapter.own_steps(built) == []
+    assert keras_adapter.own_steps(OwnStep()) == ["train_step"]
+
+
+def test_normalization_takes_the_moments_it_is_given(built: keras.Model) -> None:
+    (layer,) = keras_adapter.batch_normalizations(built)
+    calls = []
+
+    def moments(inputs: Any, mask: Any, axes: Any) -> Any:
+        calls.append(axes)
+        return tf.fill((3,), 2.0), tf.fill((3,), 4.0 - layer.epsilon)
+
+    keras_adapter.synchronize(layer, moments)
+    assert keras_adapter.is_synchronized(layer)
+    outputs = layer(tf.fill((5, 3), 6.0), training=True)
+    np.testing.assert_allclose(outputs, np.full((5, 3), 2.0), rtol=1e-6)
+    assert calls == [[0]]
+    assert keras_adapter.moving_statistics(built) == []
 
 
 def test_loss_tracker_holds_sum_and_count(built: keras.Model) -> None:
@@ -98,7 +231,7 @@ def test_the_optimizers_own_reduction_is_off(built: keras.Model, wrap: bool) -> 
     if wrap:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=1.0)
     optimizer.build(built.trainable_variables)
-    keras_adapter.leave_reduction_to_caller(optimizer)
+    keras_adapter.leave_reduction_to_caller(optimizer, tf.distribute.get_strategy())
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     pairs = [(tf.ones(1), tf.Variable([1.0]))]

@@ -45,7 +45,8 @@ cluster:
 
 SECTIONS = "name, model, compile, data, train, cluster, checkpoint, export, runs_dir"
 TRAIN_KEYS = (
-    "epochs, global_batch_size, seed, callbacks, steps_per_execution, reduce_dtype, dtype_policy"
+    "epochs, global_batch_size, seed, callbacks, class_weight, sync_batch_norm, max_time_s, "
+    "validation_freq, steps_per_execution, reduce_dtype, dtype_policy"
 )
 
 
@@ -285,6 +286,28 @@ MISTAKES = {
         (TEXT[TEXT.index("  callbacks:") :], "  reduce_dtype: bfloat16\n"),
         "job.yaml: train.reduce_dtype=bfloat16 has no effect with one worker. Remove it, or set "
         "cluster.workers to 2 or more.",
+    ),
+    "weights of rows and of classes": (
+        (
+            "  label: delay\ntrain:",
+            "  label: delay\n  weight: w\ntrain:\n  class_weight: {0: 1, 1: 2}",
+        ),
+        "job.yaml: train.class_weight and data.weight=w both weigh rows; one of them is allowed. "
+        "Multiply the class weights into the column.",
+    ),
+    "a class below zero": (
+        ("  epochs: 3", "  epochs: 3\n  class_weight: {-1: 2}"),
+        "job.yaml: train.class_weight names class -1; classes count from 0. Remove it.",
+    ),
+    "virtual devices beside GPUs": (
+        ("  workers: 2", "  workers: 2\n  gpus_per_worker: 1\n  cpu_devices_per_worker: 2"),
+        "job.yaml: cluster.cpu_devices_per_worker=2 has no effect with GPUs. Remove it, or set "
+        "cluster.gpus_per_worker to 0.",
+    ),
+    "validation now and then without any": (
+        ("  epochs: 3", "  epochs: 3\n  validation_freq: 2"),
+        "job.yaml: train.validation_freq=2 has no effect without data.validation. Remove it, or "
+        "name validation files.",
     ),
     "arguments without a builder": (
         ("model:\n", "model:\n  arguments: {width: 3}\n"),

@@ -186,6 +186,25 @@ def test_a_worker_without_rows_is_always_foreseen_and_by_all_alike(plan):
             assert answers == {True} or smallest > 0
 
 
+@odd_plans
+@given(plans)
+@settings(deadline=None)
+def test_no_device_has_more_rows_than_foreseen_nor_none_unforeseen(plan):
+    for workers, devices in itertools.product(worker_counts(plan), (1, 2, 3)):
+        parts = [Share(plan, rank, workers, devices) for rank in range(workers)]
+        assert len({share.most_rows for share in parts}) == 1
+        for step in range(plan.steps_per_epoch):
+            rows = [int(np.diff(share.step_offsets(step, step + 1))[0]) for share in parts]
+            of_devices = [
+                count * (device + 1) // devices - count * device // devices
+                for count in rows
+                for device in range(devices)
+            ]
+            assert max(of_devices) <= parts[0].most_rows
+            if min(of_devices) == 0:
+                assert parts[0].may_be_empty(step, step + 1)
+
+
 def test_full_batches_of_at_least_a_row_a_shard_are_known_not_to_be_empty():
     """The quick path exists: foreseeing emptiness everywhere would pass the test above."""
     share = Share(plan_of([100], batch=16, shards=16), 0, 4)
