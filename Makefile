@@ -50,7 +50,15 @@ unit: $(READY) ## Tests without Ray
 
 .PHONY: integration
 integration: $(READY) ## Tests with real processes
-	$(BIN)/pytest tests/contract tests/integration
+	$(BIN)/pytest -m "not long" tests/contract tests/integration
+
+.PHONY: test-all
+test-all: lint types unit ## All tests, the long ones too, and docs/parity.md
+	LOCKSTEP_PARITY_REPORT=docs/parity.md $(BIN)/pytest -m "" tests/contract tests/integration
+
+.PHONY: parity-legacy
+parity-legacy: $(READY) ## The second opinion: tf_keras under the same strategy, for docs/parity.md
+	$(BIN)/python -m tests.contract.parity.legacy build/parity-legacy.json
 
 .PHONY: format
 format: $(READY) ## Rewrite the code in the project's format

@@ -248,6 +248,12 @@ class TrainConfig(Section):
         "call takes about a third of a second.",
         ge=0,
     )
+    jit_compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="Compute each worker's gradients by XLA, which compiles anew for each number "
+        "of rows that a worker gets. auto: where it is faster for certain, that is for recurrent "
+        "layers on CPUs. Takes the place of compile's argument of this name.",
+    )
     reduce_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="Type in which gradients travel between workers. bfloat16 halves the traffic "

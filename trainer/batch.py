@@ -71,6 +71,7 @@ class Scorer:
         global_batch_size: The most rows of a batch that is shown whole.
 
     Attributes:
+        has_mask: The model's output carries a mask.
         needs_places: Rows have to tell their places in the global batch.
         meets: A step is a collective beyond its gradients: all replicas must take part in it,
             also those without rows.
@@ -82,7 +83,8 @@ class Scorer:
         self._model = model
         self._most_rows = global_batch_size
         self._group = group
-        self._is_row_wise = keras_adapter.is_row_wise_loss(model, rows)
+        self.has_mask = keras_adapter.gives_mask(model, rows)
+        self._is_row_wise = keras_adapter.is_row_wise_loss(model) and not self.has_mask
         self._is_mean = keras_adapter.is_mean_loss(model)
         self._row_losses_are_sums = keras_adapter.row_losses_are_sums(model, rows)
         has_own_metrics = bool(keras_adapter.own_metrics(model))
@@ -126,14 +128,13 @@ class Scorer:
             whole,
         )
 
-    def record(self, rows: BatchRows, score: Score, outputs: Any) -> None:
-        """Add a batch to the loss tracker and the metrics."""
-        share = score.share * rows.global_rows
-        self._total.assign_add(tf.cast(share, self._total.dtype))
+    def record(self, rows: BatchRows, outputs: Any, share: tf.Tensor, whole: Any) -> None:
+        """Add a batch to the loss tracker and the metrics; `share` and `whole` as in its score."""
+        self._total.assign_add(tf.cast(share * rows.global_rows, self._total.dtype))
         self._count.assign_add(tf.cast(rows.count, self._count.dtype))
         model, is_summable = self._model, keras_adapter.is_summable
         keras_adapter.update_metrics(model, rows.labels, outputs, rows.weights, is_summable)
-        labels, all_outputs, weights = score.whole or (rows.labels, outputs, rows.weights)
+        labels, all_outputs, weights = whole or (rows.labels, outputs, rows.weights)
         keras_adapter.update_metrics(
             model, labels, all_outputs, weights, lambda metric: not is_summable(metric)
         )

@@ -90,13 +90,13 @@ def is_mean_loss(model: keras.Model) -> bool:
     return _loss(model).reduction in _MEANS
 
 
-def is_row_wise_loss(model: keras.Model, rows: keras.KerasTensor) -> bool:
-    """Whether the loss of a batch follows from the losses of its parts; `rows` are its input.
+def is_row_wise_loss(model: keras.Model) -> bool:
+    """Whether the loss of a batch follows from the losses of its parts; without masks.
 
     True for Keras's own losses that treat rows one by one, reduced to a mean over all rows or to a
     sum. False where rows meet (Dice, Circle), where the divisor is known only of the whole batch
-    (masks, `ignore_class`, `mean_with_sample_weight`), and for functions of the user's, which may
-    do anything.
+    (`ignore_class`, `mean_with_sample_weight`), and for functions of the user's, which may do
+    anything.
     """
     loss = _loss(model)
     return (
@@ -105,7 +105,6 @@ def is_row_wise_loss(model: keras.Model, rows: keras.KerasTensor) -> bool:
         and type(loss).__name__ not in _LOSSES_OF_MANY_ROWS
         and getattr(getattr(loss, "fn", None), "__name__", "") not in _LOSS_FUNCTIONS_OF_MANY_ROWS
         and getattr(loss, "_fn_kwargs", {}).get("ignore_class") is None
-        and not gives_mask(model, rows)
     )
 
 
@@ -256,6 +255,19 @@ def may_have_sparse_gradients(model: keras.Model) -> bool:
     return any(
         isinstance(layer, keras.layers.Embedding) or not _is_of_keras(layer)
         for layer in model._flatten_layers()
+    )
+
+
+def gains_from_xla(model: keras.Model) -> bool:
+    """Whether XLA surely computes gradients faster than TensorFlow's kernels: recurrent, on CPU.
+
+    A loop of many small operations is what it is good at; convolutions take twice the time.
+    """
+    layers = list(model._flatten_layers())
+    return (
+        any(isinstance(layer, keras.layers.RNN) for layer in layers)
+        and all(_is_of_keras(layer) for layer in layers)
+        and not tf.config.list_physical_devices("GPU")
     )
 
 

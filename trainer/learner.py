@@ -54,7 +54,11 @@ class Learner:
         has_weights = job.data.weight is not None
         self.share = Share(data.plan, group.rank, group.size, group.devices)
         options = StepOptions(
-            self.share.most_rows, has_weights, job.train.reduce_dtype, job.train.class_weight
+            self.share.most_rows,
+            has_weights,
+            job.train.reduce_dtype,
+            job.train.class_weight,
+            job.train.jit_compile,
         )
         self.step = TrainingStep(self.model, self.group, layout, scorer, options)
         self._readers = {
@@ -114,6 +118,16 @@ def form_group(job: Job, rank: int, addresses: tuple[str, ...]) -> Group:
 def has_row_weights(job: Job) -> bool:
     """Whether rows count differently in training."""
     return job.data.weight is not None or job.train.class_weight is not None
+
+
+def all_classes(class_weight: dict[int, float] | None, data: PlannedData) -> Any:
+    """Class weights with every class named, as Keras wants them of a dataset; None for none."""
+    if class_weight is None:
+        return None
+    size = data.layout.label_size
+    classes = size if size > 1 else int(data.scans["train"].label_range[1]) + 1
+    classes = max(classes, max(class_weight) + 1)
+    return {index: class_weight.get(index, 1.0) for index in range(classes)}
 
 
 def example_batch(layout: InputLayout, has_weights: bool) -> tuple[Any, Any, Any]:

@@ -256,7 +256,10 @@ def has_normalization(model: keras.Model) -> bool:
 def _check_input(model: keras.Model, layout: InputLayout) -> None:
     if not model.built:
         try:
-            model.build((None, *layout.input_shape))
+            if isinstance(model, keras.Sequential):
+                model.build((None, *layout.input_shape))
+            else:
+                model(keras.KerasTensor((None, *layout.input_shape)))
         except Exception as error:
             raise ModelError(
                 f"the model cannot be built for an input of shape {layout.input_shape}, which the "

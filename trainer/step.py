@@ -62,12 +62,14 @@ class StepOptions:
         has_weights: Rows have weights of their own.
         reduce_dtype: Type in which gradients travel, "float32" or "bfloat16".
         class_weight: Weight of the rows of each class; others count one.
+        jit_compile: Gradients by XLA; "auto" where it is faster for certain.
     """
 
     most_rows: int
     has_weights: bool = False
     reduce_dtype: str = "float32"
     class_weight: dict[int, float] | None = None
+    jit_compile: bool | str = "auto"
 
 
 class TrainingStep:
@@ -99,6 +101,10 @@ class TrainingStep:
         self._switched = keras_adapter.all_variables(model) if group.replicas > 1 else []
         self._moving = keras_adapter.moving_statistics(model) if group.replicas > 1 else []
         keras_adapter.leave_reduction_to_caller(model.optimizer, group.no_strategy)
+        wanted = options.jit_compile
+        has_xla = keras_adapter.gains_from_xla(model) if wanted == "auto" else bool(wanted)
+        # XLA knows no collectives, and a mask does not leave a compiled function.
+        self._has_xla = has_xla and not scorer.meets and not scorer.has_mask
         self._signature = chunk_signature(layout)
         self._most_slices: dict[int, int] = {}
         if group.replicas > 1 and keras_adapter.may_have_sparse_gradients(model):
@@ -149,13 +155,12 @@ class TrainingStep:
         self, rows: tuple[tf.Tensor, ...], span: tf.Tensor, votes: tf.Tensor, may_be_empty: bool
     ) -> tf.Tensor:
         inputs, labels, weights, offsets, global_rows, places = rows
+        step = tf.autograph.experimental.do_not_convert(self._step)  # as in `fit`
         loss_sum = tf.zeros(())
         for index in tf.range(span[0], span[1]):
             begin, end = offsets[index], offsets[index + 1]
             part = (inputs[begin:end], labels[begin:end], weights[begin:end], places[begin:end])
-            shares = self._group.strategy.run(
-                self._step, args=(*part, global_rows[index], may_be_empty)
-            )
+            shares = self._group.strategy.run(step, args=(*part, global_rows[index], may_be_empty))
             local = self._group.strategy.experimental_local_results(shares)
             loss_sum += tf.add_n(list(local)) * global_rows[index]
         own = tf.concat([loss_sum[None], votes], axis=0)
@@ -219,15 +224,24 @@ class TrainingStep:
     def _gradients(
         self, replica: Replica, rows: BatchRows, may_be_empty: bool
     ) -> tuple[list[Any], tf.Tensor]:
-        model = self._model
-        keras_adapter.clear_row_losses(model)
-        with tf.GradientTape() as tape:
-            outputs = run_model(model, rows, replica, True, may_be_empty)
-            score = self._scorer.score(replica, rows, outputs)
-            scaled = model.optimizer.scale_loss(score.objective)
-        gradients = tape.gradient(scaled, [variable.value for variable in self._variables])
-        self._scorer.record(rows, score, outputs)
-        return gradients, score.share
+        def differentiate(inputs: Any, labels: Any, weights: Any, global_rows: Any) -> Any:
+            own = BatchRows(inputs, labels, weights, rows.places, global_rows)
+            keras_adapter.clear_row_losses(self._model)
+            with tf.GradientTape() as tape:
+                outputs = run_model(self._model, own, replica, True, may_be_empty)
+                score = self._scorer.score(replica, own, outputs)
+                scaled = self._model.optimizer.scale_loss(score.objective)
+            variables = [variable.value for variable in self._variables]
+            return tape.gradient(scaled, variables), score.share, score.whole, outputs
+
+        if self._has_xla:
+            # A function of this replica's own: what it has traced holds this replica's variables.
+            differentiate = tf.function(differentiate, jit_compile=True)
+        gradients, share, whole, outputs = differentiate(
+            rows.inputs, rows.labels, rows.weights, rows.global_rows
+        )
+        self._scorer.record(rows, outputs, share, whole)
+        return gradients, share
 
     def _reduced(self, replica: Replica, gradients: list[Any], part: tf.Tensor) -> list[Any]:
         """Sums over all replicas; moving statistics travel along, weighted by rows."""
@@ -302,10 +316,11 @@ class EvaluationStep:
 
     def _run_steps(self, rows: tuple[tf.Tensor, ...], constant: tf.Tensor | None) -> None:
         inputs, labels, weights, offsets, global_rows, places = rows
+        step = tf.autograph.experimental.do_not_convert(self._step)
         for index in tf.range(tf.shape(offsets)[0] - 1):
             begin, end = offsets[index], offsets[index + 1]
             part = (inputs[begin:end], labels[begin:end], weights[begin:end], places[begin:end])
-            self._group.strategy.run(self._step, args=(*part, global_rows[index], constant))
+            self._group.strategy.run(step, args=(*part, global_rows[index], constant))
 
     def _step(
         self,
@@ -329,7 +344,7 @@ class EvaluationStep:
                 outputs = tf.broadcast_to(constant, [rows.count, tf.shape(constant)[0]])
                 outputs = tf.ensure_shape(outputs, (None, *model.output_shape[1:]))
             score = self._scorer.score(replica, rows, outputs, has_penalties=constant is None)
-            self._scorer.record(rows, score, outputs)
+            self._scorer.record(rows, outputs, score.share, score.whole)
 
 
 def _class_weight_table(class_weight: dict[int, float] | None) -> tf.Tensor | None:

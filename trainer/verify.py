@@ -22,6 +22,7 @@ from trainer.causes import causes_of_difference
 from trainer.evaluate import metric_results, reset_metrics
 from trainer.learner import (
     Learner,
+    all_classes,
     example_batch,
     first_blocks,
     form_group,
@@ -62,7 +63,7 @@ def _run_plain(channel: Channel, payload: VerifyPayload, is_reordered: bool) -> 
             lambda: _global_batches(payload, taken, is_reordered), output_signature=signature
         ),
         steps_per_epoch=sum(last - first for first, last in taken),
-        class_weight=job.train.class_weight,
+        class_weight=all_classes(job.train.class_weight, data),
         shuffle=False,
         verbose=0,
     )

@@ -81,7 +81,7 @@ def compiled(loss: Any, metrics: Any = (), width: int = 1) -> keras.Model:
 def test_reduction_of_the_loss_is_found(reduction: str, is_mean: bool) -> None:
     model = compiled(keras.losses.MeanSquaredError(reduction=reduction))
     assert keras_adapter.is_mean_loss(model) is is_mean
-    assert keras_adapter.is_row_wise_loss(model, ROWS)
+    assert keras_adapter.is_row_wise_loss(model)
 
 
 def own_loss(y_true: Any, y_pred: Any) -> Any:
@@ -106,22 +106,21 @@ class OwnLoss(keras.losses.Loss):
     ],
 )
 def test_losses_that_need_the_whole_batch_are_told(loss: Any, width: int) -> None:
-    assert not keras_adapter.is_row_wise_loss(compiled(loss, width=width), ROWS)
+    assert not keras_adapter.is_row_wise_loss(compiled(loss, width=width))
 
 
 @pytest.mark.parametrize("loss", ["mse", "mae", "huber", "binary_crossentropy", "poisson"])
 def test_losses_of_keras_are_row_wise(loss: str) -> None:
-    assert keras_adapter.is_row_wise_loss(compiled(loss), ROWS)
+    assert keras_adapter.is_row_wise_loss(compiled(loss))
 
 
-def test_a_mask_needs_the_whole_batch() -> None:
+def test_a_mask_is_found() -> None:
     layers = [L.Input((4,)), L.Embedding(5, 2, mask_zero=True), L.LSTM(3, return_sequences=True)]
     model = keras.Sequential([*layers, L.Dense(3)])
     model.compile("sgd", "sparse_categorical_crossentropy")
     rows = keras.KerasTensor((None, 4))
     keras_adapter.build_training_state(model, rows, keras.KerasTensor((None, 4)), None)
     assert keras_adapter.gives_mask(model, rows)
-    assert not keras_adapter.is_row_wise_loss(model, rows)
 
 
 def own_metric(y_true: Any, y_pred: Any) -> Any:

@@ -46,7 +46,7 @@ cluster:
 SECTIONS = "name, model, compile, data, train, cluster, checkpoint, export, runs_dir"
 TRAIN_KEYS = (
     "epochs, global_batch_size, seed, callbacks, class_weight, sync_batch_norm, max_time_s, "
-    "validation_freq, steps_per_execution, reduce_dtype, dtype_policy"
+    "validation_freq, steps_per_execution, jit_compile, reduce_dtype, dtype_policy"
 )
 
 

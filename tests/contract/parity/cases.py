@@ -688,6 +688,34 @@ def _size_cases() -> list[Case]:
     ]
 
 
+def _random_cases(count: int = 16) -> list[Case]:
+    """Rows, batch, virtual shards, seed, order and file layout drawn at random, by a fixed seed."""
+    rng = np.random.default_rng(20585)
+    cases = []
+    for number in range(count):
+        rows, batch = int(rng.integers(1, 400)), int(rng.integers(4, 120))
+        shards, seed = int(rng.integers(4, 48)), int(rng.integers(0, 2**31 - 1))
+        shuffle = ("none", "window", "full")[number % 3]
+        cases.append(
+            _small(
+                f"random/{rows} rows, batch {batch}, {shards} shards, shuffle {shuffle}",
+                rows=rows,
+                batch=batch,
+                files=int(rng.integers(1, 1 + min(3, rows))),
+                optimizer={"Adam": {"learning_rate": 0.01, "global_clipnorm": 0.5}},
+                arguments={"is_regularized": True},
+                overrides={
+                    "data.virtual_shards": shards,
+                    "data.shuffle": shuffle,
+                    "train.seed": seed,
+                    **({"data.window_rows": 16} if shuffle == "window" else {}),
+                },
+                is_fast=number < 3,
+            )
+        )
+    return cases
+
+
 CASES: tuple[Case, ...] = (
     *_dnn_cases(),
     *_image_cases(),
@@ -700,6 +728,7 @@ CASES: tuple[Case, ...] = (
     *_loss_cases(),
     *_layer_cases(),
     *_size_cases(),
+    *_random_cases(),
 )
 
 DEVICE_CASES = tuple(

@@ -1,4 +1,4 @@
-"""The suite's engines, each case run once an engine and kept for the session."""
+"""The suite's engines, each case run once an engine and kept for the package's tests."""
 
 import json
 import os
@@ -61,7 +61,7 @@ class Suite:
         self._pool.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def suite(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Suite]:

@@ -19,6 +19,7 @@ from configs.load import load_job
 from configs.schema import Job
 from tests.contract.parity.cases import MODELS, Case
 from tests.support.orders import row_order
+from trainer.learner import all_classes
 from trainer.model import build_model
 from trainer.payloads import PlannedData
 from trainer.preflight import open_sources, plan_data
@@ -92,14 +93,17 @@ def run_plain(prepared: Prepared) -> Outcome:
             steps_per_epoch=data.plan.steps_per_epoch,
             validation_data=rows if case.validates else None,
             validation_batch_size=case.batch,
-            class_weight=job.train.class_weight,
+            class_weight=all_classes(job.train.class_weight, data),
             shuffle=False,
             verbose=0,
         )
         for name, values in history.history.items():
             for epoch, value in enumerate(values):
                 outcome[f"history/{name}/{first + epoch}"] = value
-        results = model.evaluate(*rows, batch_size=case.batch, verbose=0, return_dict=True)
+        weights = rows[2] if len(rows) > 2 else None
+        results = model.evaluate(
+            *rows[:2], batch_size=case.batch, sample_weight=weights, verbose=0, return_dict=True
+        )
         outcome |= {f"evaluate/{fit}/{name}": value for name, value in results.items()}
         outcome |= {f"weights/{fit}/{i}": w for i, w in enumerate(model.get_weights())}
         outcome[f"predictions/{fit}"] = model.predict(rows[0], batch_size=1024, verbose=0)

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from cluster.channel import Channel
 from cluster.template import Launch
+from configs.schema import Job
 from data_pipeline.blocks import BlockReader
 from tests.contract.parity.engines import Outcome, Prepared
 from trainer import batch, step
@@ -51,13 +52,12 @@ def run_case(prepared: Prepared, group: Group) -> Outcome:
     job = prepared.job.model_copy(
         update={"cluster": prepared.job.cluster.model_copy(update=cluster)}
     )
+    every = 1 if case.validates else 10**6
     outcome: Outcome = {}
     snapshot: Any = None
+    learner = Learner(_with_epochs(job, case.fits * case.epochs, every), prepared.data, group)
     for fit in range(1, case.fits + 1):
-        every = 1 if case.validates else 10**6
-        train = job.train.model_copy(update={"epochs": fit * case.epochs, "validation_freq": every})
-        job = job.model_copy(update={"train": train})
-        learner = Learner(job, prepared.data, group)
+        job = _with_epochs(job, fit * case.epochs, every)
         reports: list[tuple[str, Any]] = []
         loop = make_loop(
             TrainingPayload(job, prepared.data, job.runs_dir, None),
@@ -81,6 +81,11 @@ def run_case(prepared: Prepared, group: Group) -> Outcome:
         if len(np.unique(digests, axis=0)) != 1:
             raise RuntimeError("ranks hold different weights")
     return outcome
+
+
+def _with_epochs(job: Job, epochs: int, validation_freq: int) -> Job:
+    train = {"epochs": epochs, "validation_freq": validation_freq}
+    return job.model_copy(update={"train": job.train.model_copy(update=train)})
 
 
 def _history(reports: list[tuple[str, Any]]) -> Outcome:

@@ -38,18 +38,20 @@ def _check(record: Record, case: Case, ours: Any) -> None:
         assert record.difference <= case.tolerance, record.place
 
 
+_LONG = [pytest.param(workers, marks=pytest.mark.long) for workers in (1, 2, 4)]
+
+
 @pytest.mark.parametrize("case", _rows(CASES, lambda case: case.is_fast))
-@pytest.mark.parametrize(
-    "workers",
-    [2, 3, pytest.param(1, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)],
-)
+@pytest.mark.parametrize("workers", [3, *_LONG])
 def test_workers_are_one_fit(suite: Any, case: Case, workers: int) -> None:
     ours = suite.lockstep(case, workers)
     engine = f"{workers} worker{'s' if workers > 1 else ''}"
     _check(_compare(suite, case, engine, ours, workers == 1), case, ours)
 
 
-@pytest.mark.parametrize("case", _rows(DEVICE_CASES, lambda case: case.group in ("norm", "losses")))
+@pytest.mark.parametrize(
+    "case", _rows(DEVICE_CASES, lambda case: case.group in ("norm", "metrics"))
+)
 @pytest.mark.parametrize("devices", [2])
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_several_devices_a_worker_are_one_fit(
