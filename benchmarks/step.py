@@ -53,7 +53,9 @@ _ABOUT = (
     "with prefetching and `verbose=0`, and may use two cores a process.",
     "flights: steps of 64 rows a process, so the global batch is 64 or 128. The other models: "
     "global batch 128, 50 steps a call, two workers of one core beside one process of two cores; "
-    "`fit` is measured with XLA (its default) and without, and the better of the two is the bar.",
+    "`fit` is measured with its default (XLA, but for LSTM, which Keras does not compile) and "
+    "without XLA, and the better of the two is the bar. Lockstep's default computes the gradients "
+    "of recurrent layers by XLA (`train.jit_compile: auto`) and all others without.",
 )
 _NOT_MEASURED = (
     "More than one machine, more than two workers, GPUs.",

@@ -180,3 +180,51 @@ def test_a_train_step_of_the_models_own_is_refused(rows: Path, tmp_path: Path) -
     job = make_job(rows, tmp_path, model={"builder": f"{code}:Own"}, data__normalize=False)
     with pytest.raises(lockstep.UserError, match="Own brings a train_step of its own"):
         lockstep.train(job)
+
+
+TWO_INPUTS = """
+import keras
+
+def build():
+    a = keras.layers.Input((1,), name="a")
+    pair = keras.layers.Input((2,), name="pair")
+    hidden = keras.layers.Dense(4, activation="tanh")(keras.layers.Concatenate()([a, pair]))
+    model = keras.Model({"a": a, "pair": pair}, keras.layers.Dense(1)(hidden))
+    model.compile("adam", "mse", metrics=["mae"])
+    return model
+"""
+
+
+def test_a_model_of_several_inputs_gets_the_features_of_their_names(tmp_path: Path) -> None:
+    from serving.predictor import load_predictor
+
+    rng = np.random.default_rng(3)
+    pair = rng.normal(size=(300, 2)).astype("f4")
+    columns: dict[str, Any] = {"a": rng.normal(size=300).astype("f4")}
+    columns["pair"] = pa.FixedSizeListArray.from_arrays(pair.ravel(), 2)
+    columns["y"] = columns["a"] * pair[:, 0]
+    (tmp_path / "train").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "train" / "0.parquet")
+    code = tmp_path / "two.py"
+    code.write_text(TWO_INPUTS)
+    job = make_job(
+        tmp_path,
+        tmp_path / "runs",
+        model={"builder": f"{code}:build"},
+        compile=None,
+        data__features=["pair", "a"],  # in another order than the model's
+        data__normalize=False,
+        data__validation=None,
+        data__test=None,
+    )
+    plain, _ = fit_plain(job)
+    run = lockstep.train(job)
+    flat = np.concatenate([pair, columns["a"][:, None]], axis=1)
+    expected = plain.predict(flat, verbose=0)
+    np.testing.assert_allclose(run.model().predict(flat, verbose=0), expected, atol=4e-5)
+    for path in (run.artifact, run.artifact / "saved_model"):
+        found = load_predictor(path, []).predict({"pair": pair, "a": columns["a"]})
+        np.testing.assert_allclose(found, expected, atol=4e-5)
+    job["data"]["features"] = ["pair"]
+    with pytest.raises(lockstep.UserError, match=r"the model has inputs a, pair; data.features"):
+        lockstep.train(job)
