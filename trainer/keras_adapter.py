@@ -69,6 +69,16 @@ def leave_reduction_to_caller(
             part._distribution_strategy = no_strategy
 
 
+def held(variable: Any) -> Any:
+    """What a Keras variable holds: a TensorFlow variable, or copies of it on several devices."""
+    return variable._value
+
+
+def hold(variable: Any, native: Any) -> None:
+    """Let a Keras variable hold another of the copies that it held, or all of them again."""
+    variable._value = native
+
+
 def all_variables(model: keras.Model) -> list[Any]:
     """Every Keras variable that a step reads or writes, each once."""
     found = [*model.variables, *metric_variables(model), *own_metric_variables(model)]

@@ -116,7 +116,7 @@ class TrainingLoop:
         meta = snapshot.meta
         self._progress = Progress(
             step=snapshot.step,
-            elapsed_s=float(meta["elapsed_s"]),
+            elapsed_s=float(meta.get("elapsed_s", 0.0)),
             rows_seen_all=int(meta["rows_seen"]),
             history=list(meta["history"]),
         )

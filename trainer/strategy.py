@@ -18,6 +18,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.python.distribute import collective_all_reduce_strategy, distribute_lib
 
+from trainer import keras_adapter
+
 _THREAD = threading.local()
 
 
@@ -87,15 +89,15 @@ class Group:
     @contextlib.contextmanager
     def copies(self, variables: Sequence[Any], device: int) -> Iterator[None]:
         """Let Keras variables be this worker's copies on one device; outside of the scope."""
-        shared = [variable._value for variable in variables]
+        shared = [keras_adapter.held(variable) for variable in variables]
         for variable, native in zip(variables, shared, strict=True):
             if isinstance(native, tf.distribute.DistributedValues):
-                variable._value = native.values[device]
+                keras_adapter.hold(variable, native.values[device])
         try:
             yield
         finally:
             for variable, native in zip(variables, shared, strict=True):
-                variable._value = native
+                keras_adapter.hold(variable, native)
 
     def sum_in_graph(self, values: tf.Tensor) -> tf.Tensor:
         """The sum of one tensor of each rank, while a function is traced; a collective."""
@@ -151,7 +153,7 @@ class Replica:
         self.number = int(self._context._replica_id_in_sync_group) if group.replicas > 1 else 0
         self._shared: list[tuple[Any, Any, Any]] = []
         for variable in variables:
-            native = variable._value
+            native = keras_adapter.held(variable)
             if isinstance(native, tf.distribute.DistributedValues):
                 copy = native.values[self.number % group.devices]
                 self._shared.append((variable, native, copy))
@@ -212,7 +214,7 @@ class Replica:
 
     def _switch(self, to_own: bool) -> None:
         for variable, shared, own in self._shared:
-            variable._value = own if to_own else shared
+            keras_adapter.hold(variable, own if to_own else shared)
 
 
 @contextlib.contextmanager

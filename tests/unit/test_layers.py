@@ -328,12 +328,21 @@ def test_keras_is_touched_in_private_in_one_room():
         short(path): private
         for package in ("trainer", "serving")
         for path in (ROOT / package).rglob("*.py")
-        if path.name != "keras_adapter.py"
+        if path.name not in ("keras_adapter.py", "strategy.py")
         for private in [private_accesses(tree_of(path))]
         if private
     }
     assert found == {}
     assert private_accesses(tree_of(ROOT / "trainer/keras_adapter.py")) != []
+
+
+def test_what_is_private_to_tensorflows_strategies_is_touched_with_them_only():
+    assert set(private_accesses(tree_of(ROOT / "trainer/strategy.py"))) == {
+        *("_push_per_thread_mode", "_pop_per_thread_mode", "_get_default_replica_mode"),
+        *("_thread_context", "_replica_id_in_sync_group", "_initialize_local_devices"),
+        "tensorflow.python.distribute.collective_all_reduce_strategy",
+        "tensorflow.python.distribute.distribute_lib",
+    }
 
 
 @pytest.mark.parametrize(
