@@ -374,7 +374,8 @@ class Job(Section):
                 f"train.validation_freq={train.validation_freq} has no effect without "
                 "data.validation. Remove it, or name validation files."
             )
-        if train.reduce_dtype != "float32" and workers == 1:
+        devices = cluster.gpus_per_worker or cluster.cpu_devices_per_worker
+        if train.reduce_dtype != "float32" and workers * devices == 1:
             raise ValueError(
                 f"train.reduce_dtype={train.reduce_dtype} has no effect with one worker. "
                 "Remove it, or set cluster.workers to 2 or more."

@@ -373,26 +373,3 @@ class _WindowLoader:
         rows = _gather(self._reader, segments, stride)
         permutation = order.window_permutation(shard, window)
         return rows if permutation is None else rows.select(permutation)
-
-
-def row_order(plan: Plan, epoch: int) -> NDArray[np.int64]:
-    """The file row of each row of an epoch: `(rows,) int64`, for tests, reports and `verify`.
-
-    Row numbers count the kept rows of all blocks in file order.
-    """
-    order = plan.for_epoch(epoch)
-    block_starts = np.concatenate([[0], np.cumsum(plan.block_rows)])
-    result = np.empty(plan.rows, np.int64)
-    for shard in range(plan.virtual_shards):
-        for window in range(plan.windows(shard)):
-            first, last = order.window_positions(shard, window)
-            segments, stride = order.window_segments(shard, window)
-            files = np.concatenate(
-                [block_starts[s.block] + np.arange(s.start, s.stop, stride) for s in segments]
-            )
-            permutation = order.window_permutation(shard, window)
-            if permutation is not None:
-                files = files[permutation]
-            positions = np.arange(first, last) * plan.virtual_shards + shard
-            result[positions] = files
-    return result

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -236,12 +237,10 @@ def verify(
     need = Need(cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker)
     try:
         data = plan_data(loaded, sources, layout)
-        with (
-            tempfile.TemporaryDirectory(prefix="lockstep-verify-") as folder,
-            session(need, options.address, options.is_verbose) as warnings,
-        ):
-            probe.facts(cluster.start_timeout_s)  # what it warns of is part of the certificate
-            for warning in (*_data_warnings(data), *warnings):
+        folder = tempfile.mkdtemp(prefix="lockstep-verify-")  # stays where something fails
+        with session(need, options.address, options.is_verbose) as warnings:
+            facts = probe.facts(cluster.start_timeout_s)
+            for warning in (*facts.warnings, *_data_warnings(data), *warnings):
                 listener.warned(warning)
             settings = VerifySettings(
                 with_absolute_paths(loaded), data.with_absolute_paths(), tuple(workers), steps
@@ -254,6 +253,7 @@ def verify(
                 settings,
             )
             certificate = _drain(RunHandle(spec), listener)
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         probe.kill()
     if certificate["verdict"] is None:
@@ -307,23 +307,34 @@ def _run_spec(plan: RunPlan) -> RunSpec:
 
 def with_absolute_paths(job: Job) -> Job:
     """The job with the user's files named absolutely: workers run in another folder."""
-
-    def absolute(name: str) -> str:
-        place, separator, attribute = name.partition(":")
-        return f"{Path(place).absolute()}{separator}{attribute}" if place.endswith(".py") else name
-
     model = job.model.model_copy(
         update={
-            "builder": absolute(job.model.builder) if job.model.builder else None,
+            "builder": _absolute(job.model.builder),
+            "layers": _absolute(job.model.layers),
             "file": str(Path(job.model.file).absolute()) if job.model.file else None,
         }
     )
-    callbacks = [
-        absolute(spec) if isinstance(spec, str) else {absolute(k): v for k, v in spec.items()}
-        for spec in job.train.callbacks
-    ]
-    train = job.train.model_copy(update={"callbacks": callbacks})
-    return job.model_copy(update={"model": model, "train": train})
+    update: dict[str, Any] = {
+        "model": model,
+        "train": job.train.model_copy(update={"callbacks": _absolute(job.train.callbacks)}),
+    }
+    if job.compile is not None:
+        named = {
+            name: _absolute(getattr(job.compile, name))
+            for name in ("optimizer", "loss", "metrics", "weighted_metrics")
+        }
+        update["compile"] = job.compile.model_copy(update=named)
+    return job.model_copy(update=update)
+
+
+def _absolute(value: Any) -> Any:
+    """Names of the user's code, 'file.py:name', made absolute wherever they stand in a value."""
+    if isinstance(value, list):
+        return [_absolute(element) for element in value]
+    if isinstance(value, dict):
+        return {_absolute(key): _absolute(element) for key, element in value.items()}
+    place, separator, attribute = value.partition(":") if isinstance(value, str) else ("", "", "")
+    return f"{Path(place).absolute()}{separator}{attribute}" if place.endswith(".py") else value
 
 
 def _worker_environment(gpus: int) -> dict[str, str]:

@@ -6,6 +6,7 @@ the environment failed for good, 130 interrupted.
 
 import json
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -119,7 +120,7 @@ def verify(
         listener=render.VerifyView(console),
     )
     if is_json:
-        _print_json(certificate)
+        _print_json(_finite(certificate))
     else:
         render.show_certificate(console, certificate)
     if certificate["verdict"] == "differs":
@@ -237,6 +238,15 @@ def _be_quiet() -> None:
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for what JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _finite(element) for key, element in value.items()}
+    if isinstance(value, list):
+        return [_finite(element) for element in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(option: str, text: str) -> list[int]:

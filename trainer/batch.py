@@ -8,7 +8,7 @@ of the loss with respect to a replica's own predictions goes on to its own rows.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
@@ -61,6 +61,10 @@ class Score:
     whole: tuple[Any, Any, Any] | None
 
 
+Mode = Literal["training", "evaluation", "constant"]
+"""How outputs came about: by the model in one of its modes, or as a constant prediction."""
+
+
 class Scorer:
     """Loss and metrics of one model in one group; used while steps are traced.
 
@@ -86,10 +90,14 @@ class Scorer:
         self.has_mask = keras_adapter.gives_mask(model, rows)
         self._is_row_wise = keras_adapter.is_row_wise_loss(model) and not self.has_mask
         self._is_mean = keras_adapter.is_mean_loss(model)
-        self._row_losses_are_sums = keras_adapter.row_losses_are_sums(model, rows)
-        has_own_metrics = bool(keras_adapter.own_metrics(model))
+        with group.copies(keras_adapter.all_variables(model), 0):
+            self._row_losses_are_sums = {
+                is_training: keras_adapter.row_losses_are_sums(model, rows, is_training)
+                for is_training in (False, True)
+            }
+        self._has_own_metrics = bool(keras_adapter.own_metrics(model))
         self._total, self._count = keras_adapter.loss_tracker_variables(model)
-        self.needs_places = group.replicas > 1 and (not self._is_row_wise or has_own_metrics)
+        self.needs_places = group.replicas > 1 and (not self._is_row_wise or self._has_own_metrics)
         self.meets = self.needs_places or any(
             keras_adapter.is_synchronized(layer)
             for layer in keras_adapter.batch_normalizations(model)
@@ -101,12 +109,12 @@ class Scorer:
         return (
             not self._is_row_wise
             or not self._is_mean
-            or self.needs_places
-            or bool(self._row_losses_are_sums)
+            or self._has_own_metrics
+            or bool(self._row_losses_are_sums[False])
         )
 
     def score(
-        self, replica: Replica, rows: BatchRows, outputs: Any, has_penalties: bool = True
+        self, replica: Replica, rows: BatchRows, outputs: Any, mode: "Mode" = "training"
     ) -> Score:
         """The loss of a replica's rows as a part of the batch's."""
         model = self._model
@@ -120,7 +128,7 @@ class Scorer:
             labels, all_outputs, weights = whole or (None, None, None)
             loss = keras_adapter.data_loss(model, labels, all_outputs, weights)
             replicas = self._group.replicas
-        extra = self._extra_losses(rows, has_penalties)
+        extra = tf.zeros(()) if mode == "constant" else self._extra_losses(rows, mode)
         elements = tf.cast(tf.size(loss), loss.dtype)  # more than one without any reduction
         return Score(
             tf.reduce_sum(loss) + extra * elements,
@@ -139,15 +147,14 @@ class Scorer:
             model, labels, all_outputs, weights, lambda metric: not is_summable(metric)
         )
 
-    def _extra_losses(self, rows: BatchRows, has_penalties: bool) -> tf.Tensor:
+    def _extra_losses(self, rows: BatchRows, mode: "Mode") -> tf.Tensor:
         """Penalties on weights, by rows, and what the layers added of theirs."""
         total = tf.zeros(())
-        for loss, is_sum in zip(
-            keras_adapter.row_losses(self._model), self._row_losses_are_sums, strict=False
-        ):
+        are_sums = self._row_losses_are_sums[mode == "training"]
+        for loss, is_sum in zip(keras_adapter.row_losses(self._model), are_sums, strict=True):
             value = tf.cast(tf.reduce_sum(loss), tf.float32)
             total += value * (tf.cast(rows.count > 0, tf.float32) if is_sum else rows.part)
-        for penalty in keras_adapter.weight_regularization(self._model) if has_penalties else ():
+        for penalty in keras_adapter.weight_regularization(self._model):
             total += tf.cast(penalty, tf.float32) * rows.part
         return total
 
@@ -205,6 +212,13 @@ def run_model(
     return kept
 
 
+def without_rows(value: tf.Tensor, replica: Replica) -> tf.Tensor:
+    """Zeros where a replica has no rows in this step: what a stand-in gave is dropped, NaN too."""
+    if replica.is_empty is None:
+        return value
+    return tf.where(replica.is_empty, tf.zeros_like(value), value)
+
+
 def place_on_replica(parts: tuple[Any, ...], replica: Replica, group: Group) -> tuple[Any, ...]:
     """A replica's slice of its worker's rows."""
     if group.devices == 1:
@@ -219,18 +233,21 @@ def global_moments(inputs: Any, mask: Any, axes: list[int]) -> tuple[Any, Any]:
     """Mean and variance over the rows of all replicas, `(channels,)` each; a collective.
 
     Each replica's moments are merged as Chan, Golub and LeVeque (1979) do it, which keeps the
-    digits that a mean of squares loses. Call while a replica is alone.
+    digits that a mean of squares loses. Outside of a replica's step they are those of the inputs.
     """
     replica = Replica.current()
     weights = tf.ones_like(inputs)
-    if replica.is_empty is not None:
+    if replica is not None and replica.is_empty is not None:
         weights *= 1.0 - tf.cast(replica.is_empty, inputs.dtype)
     if mask is not None:
         weights *= tf.cast(mask, inputs.dtype)[..., None]
+    inputs = tf.where(weights > 0, inputs, 0.0)  # whatever does not count, infinities too
     shape = [1 if axis in axes else inputs.shape[axis] for axis in range(len(inputs.shape))]
     count = tf.reduce_sum(weights, axes)
     mean = tf.math.divide_no_nan(tf.reduce_sum(inputs * weights, axes), count)
     squares = tf.reduce_sum(weights * tf.square(inputs - tf.reshape(mean, shape)), axes)
+    if replica is None:
+        return mean, tf.math.divide_no_nan(squares, count)
     own = tf.stack([count, mean, squares])  # (3, channels)
     counts, means, all_squares = tf.unstack(_sum_with_gradient(replica, own), axis=1)
     total = tf.reduce_sum(counts, 0)
@@ -246,7 +263,7 @@ def _sum_with_gradient(replica: Replica, own: tf.Tensor) -> tf.Tensor:
         table = replica.sum(replica.slot(values))
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            return replica.sum(upstream)[replica.number]
+            return replica.sum(without_rows(upstream, replica))[replica.number]
 
         return table, gradient
 

@@ -45,7 +45,8 @@ class CallbackRunner:
         job: Names the callbacks.
         group: Who takes part.
         model: The model under the strategy.
-        make_shadow: Builds the same model outside the strategy; called on rank 0 of several only.
+        make_shadow: Builds the same model outside the strategy; called on rank 0 only, and only
+            with several replicas.
         run_folder: Relative paths in callbacks lie in it.
         steps_per_epoch: Told to the callbacks, as `fit` does.
     """
@@ -68,7 +69,7 @@ class CallbackRunner:
         self.is_empty = not job.train.callbacks
         if group.rank == 0 and not self.is_empty:
             self._callbacks = [_make_callback(spec, run_folder) for spec in job.train.callbacks]
-            if group.size > 1:
+            if group.replicas > 1:
                 self._shadow = make_shadow()
             self._shadow.stop_training = False
             self._list = keras.callbacks.CallbackList(
@@ -157,12 +158,7 @@ class CallbackRunner:
         return plain, arrays
 
     def _overrides(self, hooks: Sequence[str]) -> bool:
-        base = keras.callbacks.Callback
-        return any(
-            getattr(type(callback), hook) is not getattr(base, hook)
-            for callback in self._callbacks
-            for hook in hooks
-        )
+        return any(_has_hook(callback, hook) for callback in self._callbacks for hook in hooks)
 
     def _call(self, hook: str, *arguments: Any) -> None:
         if self.is_empty:
@@ -170,7 +166,7 @@ class CallbackRunner:
         decision = self._decide(hook, *arguments) if self._list is not None else None
         decision = self._group.broadcast(decision)
         self.should_stop = self.should_stop or decision.stop
-        if self._group.size > 1 and decision.arrays:
+        if self._group.replicas > 1 and decision.arrays:
             variables = named_variables(self._model)
             for name, array in decision.arrays.items():
                 variables[name].assign(array)
@@ -220,8 +216,13 @@ def _wants_batches(callback: keras.callbacks.Callback) -> bool:
         return bool(callback.save_freq != "epoch")
     if isinstance(callback, keras.callbacks.TensorBoard):
         return bool(callback.update_freq != "epoch")
-    base = keras.callbacks.Callback
-    return any(getattr(type(callback), hook) is not getattr(base, hook) for hook in _BATCH_HOOKS)
+    return any(_has_hook(callback, hook) for hook in _BATCH_HOOKS)
+
+
+def _has_hook(callback: keras.callbacks.Callback, hook: str) -> bool:
+    """Whether a hook does something; it may be the instance's, as in LambdaCallback."""
+    own = getattr(callback, hook)
+    return getattr(own, "__func__", own) is not getattr(keras.callbacks.Callback, hook)
 
 
 def _restore_callback(

@@ -42,6 +42,15 @@ def causes_of_difference(model: keras.Model, job: Job, replicas: int) -> list[st
     return causes
 
 
+def is_in_any_order(model: keras.Model) -> bool:
+    """Whether the rows of a batch may change places without another result, but for rounding."""
+    return (
+        not keras_adapter.random_layers(model)
+        and keras_adapter.is_row_wise_loss(model)
+        and not keras_adapter.own_metrics(model)
+    )
+
+
 def _names(names: list[Any]) -> str:
     shown = ", ".join(names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

@@ -5,7 +5,7 @@ Proved on the versions below; `check_versions` says so when others are installed
 Keras's public interface is used.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -53,6 +53,14 @@ def own_steps(model: keras.Model) -> list[str]:
         if getattr(type(model), name) is not getattr(keras.Model, name)
         and not getattr(type(model), name).__module__.startswith("keras.")
     ]
+
+
+def compile_like(model: keras.Model, compiled: keras.Model) -> None:
+    """Compile a model with the very losses and metrics of another, functions of the user's too."""
+    settings = dict(compiled._compile_config.config)
+    optimizer = compiled.optimizer
+    settings["optimizer"] = type(optimizer).from_config(optimizer.get_config())
+    model.compile(**settings)
 
 
 def leave_reduction_to_caller(
@@ -112,8 +120,7 @@ def is_row_wise_loss(model: keras.Model) -> bool:
     return (
         loss.reduction in (*_MEANS, "sum")
         and _is_of_keras(loss)
-        and type(loss).__name__ not in _LOSSES_OF_MANY_ROWS
-        and getattr(getattr(loss, "fn", None), "__name__", "") not in _LOSS_FUNCTIONS_OF_MANY_ROWS
+        and not _joins_rows(getattr(loss, "fn", loss), getattr(loss, "_fn_kwargs", {}))
         and getattr(loss, "_fn_kwargs", {}).get("ignore_class") is None
     )
 
@@ -150,20 +157,26 @@ def adds_row_losses(model: keras.Model) -> bool:
     )
 
 
-def row_losses_are_sums(model: keras.Model, rows: keras.KerasTensor) -> list[bool]:
+def row_losses_are_sums(
+    model: keras.Model, rows: keras.KerasTensor, is_training: bool
+) -> list[bool]:
     """For each loss that a call adds: whether it grows with the rows (a sum) or not (a mean).
 
-    Found by trial: the same rows twice give twice the sum and the same mean. A function of the
-    weights alone counts as a mean; the parts of a mean add up to it as well.
+    Found by trial, which leaves no trace in the model: the same rows twice give twice the sum and
+    the same mean. A function of the weights alone counts as a mean; the parts of a mean add up to
+    it as well.
     """
     if not adds_row_losses(model):
         return []
+    before = [np.array(variable.value) for variable in model.variables]
     once = tf.random.stateless_uniform((2, *rows.shape[1:]), (1, 2))
     found = []
     for inputs in (once, tf.concat([once, once], axis=0)):
         clear_row_losses(model)
-        model(inputs, training=False)
+        model(inputs, training=is_training)
         found.append([float(np.sum(value)) for value in row_losses(model)])
+        for variable, value in zip(model.variables, before, strict=True):
+            variable.assign(value)
     clear_row_losses(model)
     return [abs(two - 2 * one) < abs(two - one) for one, two in zip(*found, strict=True)]
 
@@ -204,10 +217,14 @@ def update_metrics(
 def is_summable(metric: Any) -> bool:
     """Whether the state over many rows is the sum of the states over parts of them.
 
-    True for what Keras brings; the user's own may do anything with the rows they are shown.
+    True for what Keras brings and treats rows one by one; the user's own may do anything with the
+    rows they are shown.
     """
     function = getattr(metric, "_fn", None)
-    return _is_of_keras(metric) and (function is None or _is_of_keras(function))
+    if function is None:
+        return _is_of_keras(metric)
+    is_of_keras = _is_of_keras(metric) and _is_of_keras(function)
+    return is_of_keras and not _joins_rows(function, metric._fn_kwargs)
 
 
 def all_metrics(model: keras.Model) -> list[Any]:
@@ -282,8 +299,14 @@ def gains_from_xla(model: keras.Model) -> bool:
 
 
 def random_layers(model: keras.Model) -> list[Any]:
-    """Layers that draw random numbers in training."""
-    return [layer for layer in model._flatten_layers() if getattr(layer, "_seed_generators", None)]
+    """Layers that draw random numbers in training; recurrent ones hold a generator in any case."""
+    found = []
+    for layer in model._flatten_layers():
+        names = ("rate", "dropout", "recurrent_dropout")
+        rates = [getattr(layer, name) for name in names if hasattr(layer, name)]
+        if getattr(layer, "_seed_generators", None) and (not rates or any(rates)):
+            found.append(layer)
+    return found
 
 
 def computes_in_half_precision(model: keras.Model) -> bool:
@@ -292,9 +315,9 @@ def computes_in_half_precision(model: keras.Model) -> bool:
 
 
 def moving_statistics(model: keras.Model) -> list[Any]:
-    """Float variables that a training step assigns outside the optimizer (BatchNormalization).
+    """Float variables that training may assign outside the optimizer (BatchNormalization).
 
-    Statistics of synchronised layers are equal on all replicas and left out.
+    Those of frozen and of synchronised layers, which are equal on all replicas, are left out.
     """
     fixed = {
         id(variable)
@@ -337,13 +360,22 @@ def present_learning_rate(optimizer: keras.optimizers.Optimizer) -> Any:
 
 
 _MEANS = ("sum_over_batch_size", "mean")
-_LOSSES_OF_MANY_ROWS = {"Dice", "Tversky", "Circle"}
-_LOSS_FUNCTIONS_OF_MANY_ROWS = {"dice", "tversky", "circle"}
+_OF_MANY_ROWS = {"dice", "tversky", "circle"}
 
 
 def _loss(model: keras.Model) -> Any:
     """The compiled loss of the model's one output."""
     return model._compile_loss._flat_losses[0].loss
+
+
+def _joins_rows(function: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether a loss or metric of Keras's lets rows meet, or gives what is reduced already."""
+    name = getattr(function, "__name__", type(function).__name__).lower()
+    return (
+        name in _OF_MANY_ROWS
+        or isinstance(function, keras.losses.Loss)
+        or settings.get("axis", -1) != -1
+    )
 
 
 def _is_of_keras(thing: Any) -> bool:

@@ -143,20 +143,23 @@ class TrainingLoop:
             self._train_epoch(epoch, chunks)
             if self.is_stopped:
                 return
+        if parts.callbacks.should_stop and progress.ended_by is None:
+            progress.ended_by = CALLBACK
         finish_training(parts.model, parts.group)
         parts.callbacks.on_train_end(progress.history[-1] if progress.history else {})
 
     def _train_epoch(self, epoch: int, chunks: "ChunkCursor") -> None:
         parts, progress = self._parts, self._progress
         plan = parts.share.plan
-        begin_s = time.monotonic()
+        begin_s, first = time.monotonic(), progress.step
         reset_metrics(parts.model, parts.group)
         is_inside = progress.step % plan.steps_per_epoch != 0
         if is_inside and self._restored is not None:
             arrays, seed = self._restored.arrays, parts.job.train.seed
             restore_ranks(parts.model, parts.group, arrays, seed, progress.step)
         else:
-            seed_dropout(parts.model, parts.job.train.seed, progress.step, parts.group)
+            seed = parts.job.train.seed
+            seed_dropout(parts.model, seed, progress.step, parts.group.first_replica)
             parts.callbacks.on_epoch_begin(epoch)
         progress.epoch_rows = 0
         last = (epoch + 1) * plan.steps_per_epoch
@@ -171,7 +174,10 @@ class TrainingLoop:
             self._snapshot("stop" if self.is_stopped else "time")
         if self.is_stopped and is_cut:
             return
-        self._end_epoch(epoch, begin_s)
+        first_of_epoch = epoch * plan.steps_per_epoch
+        rows = plan.rows_before_step(progress.step - first_of_epoch)
+        rows -= plan.rows_before_step(first - first_of_epoch)
+        self._end_epoch(epoch, rows, begin_s)
         if not is_cut:
             self._snapshot("epoch")
 
@@ -213,7 +219,7 @@ class TrainingLoop:
             self._count_rows()
             self._snapshot("step")
 
-    def _end_epoch(self, epoch: int, begin_s: float) -> None:
+    def _end_epoch(self, epoch: int, rows: int, begin_s: float) -> None:
         parts, progress = self._parts, self._progress
         logs = metric_results(parts.model, parts.group)
         if parts.validate is not None and (epoch + 1) % parts.job.train.validation_freq == 0:
@@ -224,12 +230,14 @@ class TrainingLoop:
         parts.callbacks.on_epoch_end(epoch, logs)
         progress.history.append(logs)
         if parts.group.rank == 0:
+            epoch_s = time.monotonic() - begin_s
             body = {
                 "epoch": epoch,
                 "step": progress.step,
                 **logs,
                 "learning_rate": learning_rate(parts.model),
-                "epoch_s": time.monotonic() - begin_s,
+                "epoch_s": epoch_s,
+                "rows_per_s": rows / epoch_s,
             }
             parts.report("epoch", body)
             parts.curves.write(epoch, logs, body["learning_rate"])

@@ -18,6 +18,7 @@ from configs.catalog import catalog, find_kind, is_own_code, split_spec
 from configs.schema import CompileConfig, Job, KerasSpec
 from data_pipeline.features import InputLayout
 from data_pipeline.scan import Statistics
+from trainer import keras_adapter
 from trainer.errors import ModelError, user_code_error
 
 _MODULES = {
@@ -220,12 +221,23 @@ def _with_normalization(
     front = [keras.layers.Input(layout.input_shape), normalization_layer(statistics)]
     wrapped = keras.Sequential(front + list(model.layers), name=model.name)
     if getattr(model, "optimizer", None) is not None:
-        wrapped.compile_from_config(model.get_compile_config())
+        keras_adapter.compile_like(wrapped, model)
     return wrapped
+
+
+def _refuse_own_steps(model: keras.Model) -> None:
+    replaced = keras_adapter.own_steps(model)
+    if replaced:
+        raise ModelError(
+            f"{type(model).__name__} brings a {' and a '.join(replaced)} of its own; Lockstep runs "
+            "Keras's step on all workers together and would not call it. Express it as a loss, a "
+            "metric or a layer."
+        )
 
 
 def _with_one_input(model: keras.Model, layout: InputLayout) -> keras.Model:
     """A model of several inputs, named as features are, behind one input of joined rows."""
+    _refuse_own_steps(model)
     names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
     if len(names) < 2:
         return model
@@ -241,10 +253,11 @@ def _with_one_input(model: keras.Model, layout: InputLayout) -> keras.Model:
     for tensor in model.inputs:
         feature = known[tensor.name]
         part = joined[:, feature.offset : feature.offset + feature.size]
-        parts[tensor.name] = keras.layers.Reshape(tensor.shape[1:])(part)
+        # In full precision: an id of a token is a number, too.
+        parts[tensor.name] = keras.layers.Reshape(tensor.shape[1:], dtype="float32")(part)
     wrapped = keras.Model(joined, model(parts), name=model.name)
     if getattr(model, "optimizer", None) is not None:
-        wrapped.compile_from_config(model.get_compile_config())
+        keras_adapter.compile_like(wrapped, model)
     return wrapped
 
 

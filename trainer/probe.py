@@ -122,13 +122,6 @@ def probe_model(job: Job, layout: InputLayout) -> ModelFacts:
         ones = np.ones(layout.channels, np.float32)
         statistics = Statistics(np.zeros_like(ones), ones)
     model = build_model(job, layout, statistics)
-    replaced = keras_adapter.own_steps(model)
-    if replaced:
-        raise ModelError(
-            f"{type(model).__name__} brings a {' and a '.join(replaced)} of its own; Lockstep runs "
-            "Keras's step on all workers together and would not call it. Express it as a loss, a "
-            "metric or a layer."
-        )
     inputs = tf.zeros((2, *layout.input_shape))
     labels = tf.zeros((2, layout.label_size), layout.label_dtype)
     weights = tf.ones(2) if has_row_weights(job) else None

@@ -95,6 +95,10 @@ def restore_ranks(model: keras.Model, group: Group, arrays: Arrays, seed: int, s
     With another number of replicas rank 0 takes the sum of the metric states, and seeds are drawn
     anew from (seed, step, replica).
     """
+    if "ranks/own_metrics" not in arrays:
+        raise CheckpointError(
+            "the checkpoint is of an earlier version and lies inside an epoch. Start a new run."
+        )
     metrics, seeds = arrays["ranks/metrics"], arrays["ranks/seeds"]
     seed_copies = [
         copy for variable in keras_adapter.seed_variables(model) for copy in _copies(variable)
@@ -103,7 +107,7 @@ def restore_ranks(model: keras.Model, group: Group, arrays: Arrays, seed: int, s
     if seeds.shape == (group.size, size):
         _assign_flat(seed_copies, seeds[group.rank])
     else:
-        seed_dropout(model, seed, step, group)
+        seed_dropout(model, seed, step, group.first_replica)
     own = metrics[group.rank] if len(metrics) == group.size else metrics.sum(axis=0)
     if len(metrics) != group.size and group.rank != 0:
         own = np.zeros_like(own)
@@ -120,12 +124,14 @@ def restore_ranks(model: keras.Model, group: Group, arrays: Arrays, seed: int, s
         _assign_flat(copies, arrays["ranks/own_metrics"][0])
 
 
-def seed_dropout(model: keras.Model, seed: int, step: int, group: Group) -> None:
-    """Put all seed generators where (seed, step, replica) says: replicas draw different masks."""
+def seed_dropout(model: keras.Model, seed: int, step: int, first_replica: int) -> None:
+    """Put all seed generators where (seed, step, replica) says: replicas draw different masks.
+
+    `first_replica` is the number of this process's first one among those of all workers.
+    """
     for index, variable in enumerate(keras_adapter.seed_variables(model)):
         for device, copy in enumerate(_copies(variable)):
-            replica = group.rank * group.devices + device
-            sequence = np.random.SeedSequence([seed, step, replica, index])
+            sequence = np.random.SeedSequence([seed, step, first_replica + device, index])
             copy.assign(sequence.generate_state(2).astype(copy.dtype.as_numpy_dtype))
 
 

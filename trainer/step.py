@@ -16,7 +16,7 @@ import tensorflow as tf
 from data_pipeline.features import InputLayout
 from data_pipeline.reader import ChunkRows, chunk_signature
 from trainer import keras_adapter
-from trainer.batch import BatchRows, Scorer, place_on_replica, run_model
+from trainer.batch import BatchRows, Mode, Scorer, place_on_replica, run_model, without_rows
 from trainer.sparse import joined, most_slices, padded, zero_slices
 from trainer.strategy import Group, Replica
 
@@ -232,7 +232,11 @@ class TrainingStep:
                 score = self._scorer.score(replica, own, outputs)
                 scaled = self._model.optimizer.scale_loss(score.objective)
             variables = [variable.value for variable in self._variables]
-            return tape.gradient(scaled, variables), score.share, score.whole, outputs
+            gradients = tape.gradient(scaled, variables)
+            gradients = tf.nest.map_structure(
+                lambda values: without_rows(values, replica), gradients, expand_composites=True
+            )
+            return gradients, score.share, score.whole, outputs
 
         if self._has_xla:
             # A function of this replica's own: what it has traced holds this replica's variables.
@@ -278,7 +282,7 @@ class TrainingStep:
 class EvaluationStep:
     """Compiled evaluation of one model: metrics of each replica's rows, summed when read.
 
-    A collective only where the scorer says that rows of a batch meet (`Scorer.meets`).
+    A collective only where the whole batch has to be shown (`Scorer.needs_places`).
     """
 
     def __init__(
@@ -343,7 +347,8 @@ class EvaluationStep:
             else:
                 outputs = tf.broadcast_to(constant, [rows.count, tf.shape(constant)[0]])
                 outputs = tf.ensure_shape(outputs, (None, *model.output_shape[1:]))
-            score = self._scorer.score(replica, rows, outputs, has_penalties=constant is None)
+            mode: Mode = "evaluation" if constant is None else "constant"
+            score = self._scorer.score(replica, rows, outputs, mode)
             self._scorer.record(rows, outputs, score.share, score.whole)
 
 

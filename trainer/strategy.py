@@ -10,7 +10,7 @@ import contextlib
 import math
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,11 @@ class Group:
         self.replicas = int(self.strategy.num_replicas_in_sync)
         self._sum = tf.function(self.sum_in_graph, reduce_retracing=True)
 
+    @property
+    def first_replica(self) -> int:
+        """Number of this worker's first replica among all."""
+        return self.rank * self.devices
+
     def sum(self, values: NDArray[Any]) -> NDArray[Any]:
         """The sum over all ranks, the same on each; a collective."""
         if self.size == 1 or values.size == 0:  # the ring collective crashes on nothing
@@ -77,14 +82,6 @@ class Group:
         table = np.zeros((self.size, *values.shape), values.dtype)
         table[self.rank] = values
         return self.sum(table)
-
-    def on_each_replica(self, function: Callable[[int], Any]) -> list[Any]:
-        """Call `function` with the number of each of this worker's replicas; what it returned."""
-
-        def call() -> Any:
-            return function(Replica(self, ()).number)
-
-        return list(self.strategy.experimental_local_results(self.strategy.run(call)))
 
     @contextlib.contextmanager
     def copies(self, variables: Sequence[Any], device: int) -> Iterator[None]:
@@ -159,18 +156,18 @@ class Replica:
                 self._shared.append((variable, native, copy))
 
     @staticmethod
-    def current() -> "Replica":
-        """The replica that is alone in this thread."""
-        found: Replica = _THREAD.replica
+    def current() -> "Replica | None":
+        """The replica that is alone in this thread, one of several."""
+        found: Replica | None = getattr(_THREAD, "replica", None)
         return found
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Plain Keras on this replica's own variables."""
-        _THREAD.replica = self
         if self.replicas == 1:
             yield
             return
+        _THREAD.replica = self
         self._switch(to_own=True)
         distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
         try:
@@ -178,6 +175,7 @@ class Replica:
         finally:
             distribute_lib._pop_per_thread_mode()
             self._switch(to_own=False)
+            _THREAD.replica = None
 
     def sum(self, values: Any) -> Any:
         """Sums over all replicas of a tensor or of a list of tensors; a collective.

@@ -131,7 +131,6 @@ class TrainingSupervisor:
 
     def _on_epoch(self, message: Message) -> None:
         body = dict(message.body)
-        body["rows_per_s"] = self._settings.data.plan.rows / body["epoch_s"]
         append_json(self._folder / "metrics.jsonl", body)
         names = [name for name in body if name not in _NOT_METRICS]
         self._metrics["train"] = {n: body[n] for n in names if not n.startswith("val_")}

@@ -18,7 +18,7 @@ from data_pipeline.blocks import BlockReader
 from data_pipeline.plan import Share
 from data_pipeline.reader import EvaluationChunks, EvaluationCut, TrainingChunks
 from trainer import keras_adapter
-from trainer.causes import causes_of_difference
+from trainer.causes import causes_of_difference, is_in_any_order
 from trainer.evaluate import metric_results, reset_metrics
 from trainer.learner import (
     Learner,
@@ -54,6 +54,7 @@ def _run_plain(channel: Channel, payload: VerifyPayload, is_reordered: bool) -> 
     job, data = payload.job, payload.data
     model = build_model(job, data.layout, data.statistics)
     keras_adapter.build_training_state(model, *example_batch(data.layout, has_row_weights(job)))
+    seed_dropout(model, job.train.seed, 0, 0)
     channel.send("ready")
     taken = payload.spans
     arrays = next(_global_batches(payload, taken, is_reordered))
@@ -74,7 +75,7 @@ def _run_plain(channel: Channel, payload: VerifyPayload, is_reordered: bool) -> 
         )
         evaluation = model.evaluate(rows, verbose=0, return_dict=True)
     logs = {name: values[-1] for name, values in history.history.items()}
-    _report(channel, model, logs, evaluation, [])
+    _report(channel, model, logs, evaluation)
 
 
 def together(channel: Channel, launch: Launch) -> None:
@@ -85,7 +86,7 @@ def together(channel: Channel, launch: Launch) -> None:
     learner = Learner(job, data, group)
     channel.send("ready")
     reset_metrics(learner.model, group)
-    seed_dropout(learner.model, job.train.seed, 0, group)
+    seed_dropout(learner.model, job.train.seed, 0, group.first_replica)
     for first, last in payload.spans:
         cursor = ChunkCursor(learner.chunks, data.layout, first)
         step = first
@@ -109,7 +110,7 @@ def _report(
     model: keras.Model,
     logs: dict[str, float],
     evaluation: dict[str, float],
-    causes: Sequence[str],
+    causes: Sequence[str] = (),
 ) -> None:
     if channel.rank == 0:
         body = {
@@ -117,6 +118,7 @@ def _report(
             "logs": logs,
             "evaluation": evaluation,
             "causes": list(causes),
+            "is_in_any_order": is_in_any_order(model),
         }
         channel.send("outcome", body)
     channel.send("finished")

@@ -103,6 +103,7 @@ class OwnLoss(keras.losses.Loss):
         (keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"), 1),
         (keras.losses.MeanSquaredError(reduction=None), 1),
         (keras.losses.SparseCategoricalCrossentropy(ignore_class=2), 3),
+        (keras.losses.CosineSimilarity(axis=0), 1),
     ],
 )
 def test_losses_that_need_the_whole_batch_are_told(loss: Any, width: int) -> None:
@@ -161,18 +162,24 @@ def test_each_metric_is_updated_once_and_with_its_weights() -> None:
 
 
 class Adds(keras.layers.Layer):
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, training: bool = False) -> Any:
         self.add_loss(keras.ops.sum(keras.ops.square(inputs)))
         self.add_loss(keras.ops.mean(keras.ops.square(inputs)))
+        if training:
+            self.add_loss(keras.ops.sum(keras.ops.square(inputs)))
         return inputs
 
 
 def test_added_losses_are_sums_or_means(built: keras.Model) -> None:
     rows = keras.KerasTensor((None, 4))
     # Keras divides activity penalties by the rows of the batch.
-    assert keras_adapter.row_losses_are_sums(built, rows) == [False]
+    before = [np.array(variable.value) for variable in built.variables]
+    assert keras_adapter.row_losses_are_sums(built, rows, True) == [False]
+    for variable, value in zip(built.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
     model = keras.Sequential([L.Input((2,)), Adds(), L.Dense(1)])
-    assert keras_adapter.row_losses_are_sums(model, ROWS) == [True, False]
+    assert keras_adapter.row_losses_are_sums(model, ROWS, False) == [True, False]
+    assert keras_adapter.row_losses_are_sums(model, ROWS, True) == [True, False, True]
     assert keras_adapter.row_losses(model) == []
 
 
@@ -253,3 +260,32 @@ def test_unproved_versions_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     warning = keras_adapter.check_versions()
     assert warning is not None
     assert f"Keras {keras.__version__} (proved on 3.9)" in warning
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [keras.losses.dice, keras.losses.Huber(), keras.metrics.CosineSimilarity(axis=0), own_metric],
+)
+def test_metrics_in_which_rows_meet_are_no_sums(metric: Any) -> None:
+    model = compiled("mse", [metric])
+    assert len(keras_adapter.own_metrics(model)) == 1
+
+
+def test_only_layers_that_draw_are_random() -> None:
+    def names(*layers: Any) -> list[str]:
+        model = keras.Sequential([L.Input((3, 2)), *layers])
+        return [type(layer).__name__ for layer in keras_adapter.random_layers(model)]
+
+    assert names(L.LSTM(2), L.Dense(1)) == []
+    assert "LSTMCell" in names(L.LSTM(2, dropout=0.5), L.Dense(1))
+    assert names(L.Dropout(0.5)) == ["Dropout"]
+    assert names(L.GaussianNoise(0.1)) == ["GaussianNoise"]
+
+
+def test_a_model_is_compiled_like_another_with_functions_of_the_users() -> None:
+    model = compiled(own_loss, [own_metric])
+    other = keras.Sequential([L.Input((2,)), model])
+    keras_adapter.compile_like(other, model)
+    x, y = np.ones((4, 2), "f4"), np.ones((4, 1), "f4")
+    assert other.evaluate(x, y, verbose=0) == pytest.approx(model.evaluate(x, y, verbose=0))
+    assert other.optimizer is not model.optimizer

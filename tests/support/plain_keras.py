@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from configs.load import load_job
 from data_pipeline.blocks import BlockReader
-from data_pipeline.reader import row_order
+from tests.support.orders import row_order
 from trainer.model import build_model, make
 from trainer.preflight import open_sources, plan_data
 

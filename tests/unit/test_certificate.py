@@ -20,6 +20,7 @@ def outcome(shift: float = 0.0, loss: float = 1.0, causes: tuple[str, ...] = ())
         "logs": {"loss": loss},
         "evaluation": {"mae": 2.0},
         "causes": list(causes),
+        "is_in_any_order": True,
     }
 
 
@@ -126,4 +127,14 @@ def test_plain_keras_runs_once_more_only_where_something_differs() -> None:
     stages, certificate = run({**same, "3 workers": outcome(0.5), again: outcome(1e-9)})
     assert stages[-1] == again
     assert [each["verdict"] for each in certificate["comparisons"]] == ["equal", "differs"]
+    assert certificate["verdict"] == "differs"
+
+
+def test_rounding_is_not_asked_for_where_the_order_of_rows_has_a_meaning() -> None:
+    """Dropout draws another mask for each place: rows that change places prove nothing."""
+    plain = {**outcome(), "is_in_any_order": False}
+    stages, certificate = run(
+        {"plain Keras": plain, "2 workers": outcome(), "3 workers": outcome(0.05)}
+    )
+    assert stages == ["plain Keras", "2 workers", "3 workers"]
     assert certificate["verdict"] == "differs"

@@ -39,7 +39,7 @@ class Case:
         files: Parquet files that the rows lie in.
         overrides: Dotted fields of the job.
         shapes: Of features that are lists.
-        tolerance: Greatest difference d with |a - b| <= d + d * |a|.
+        tolerance: Greatest difference d with |a - b| <= d + d * |b|, b of plain Keras.
         differs: The comparison must fail with several workers.
         expected: Values that must come out besides, by key of an outcome.
         is_fast: Part of `make test`.

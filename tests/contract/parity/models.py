@@ -136,17 +136,6 @@ def only_norm(momentum: float = 0.9) -> keras.Model:
     )
 
 
-def dropout() -> keras.Model:
-    return keras.Sequential(
-        [
-            keras.layers.Input((3,)),
-            keras.layers.Dense(8, activation="tanh"),
-            keras.layers.Dropout(0.5),
-            keras.layers.Dense(1),
-        ]
-    )
-
-
 class AddsLosses(keras.layers.Layer):
     """Adds the mean, or the sum, of its squared input to the loss."""
 

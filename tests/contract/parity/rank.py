@@ -19,7 +19,7 @@ from cluster.template import Launch
 from configs.schema import Job
 from data_pipeline.blocks import BlockReader
 from tests.contract.parity.engines import Outcome, Prepared
-from trainer import batch, step
+from trainer import batch, keras_adapter, step
 from trainer.learner import Learner
 from trainer.payloads import TrainingPayload
 from trainer.strategy import Group
@@ -66,6 +66,7 @@ def run_case(prepared: Prepared, group: Group) -> Outcome:
             lambda: False,
         )
         if snapshot is not None:
+            _forget(learner)
             loop.restore(snapshot)
         loop.run()
         if group.rank == 0:
@@ -83,13 +84,22 @@ def run_case(prepared: Prepared, group: Group) -> Outcome:
     return outcome
 
 
+def _forget(learner: Learner) -> None:
+    """Lose all state, as a process does that ends: what the next fit has comes by its snapshot."""
+    for device in range(learner.group.devices):
+        variables = keras_adapter.all_variables(learner.model)
+        with learner.group.copies(variables, device):
+            for variable in variables:
+                variable.assign(keras.ops.zeros_like(variable))
+
+
 def _with_epochs(job: Job, epochs: int, validation_freq: int) -> Job:
     train = {"epochs": epochs, "validation_freq": validation_freq}
     return job.model_copy(update={"train": job.train.model_copy(update=train)})
 
 
 def _history(reports: list[tuple[str, Any]]) -> Outcome:
-    hidden = ("epoch", "step", "learning_rate", "epoch_s")
+    hidden = ("epoch", "step", "learning_rate", "epoch_s", "rows_per_s")
     return {
         f"history/{name}/{body['epoch']}": value
         for kind, body in reports
@@ -130,8 +140,8 @@ def sabotaged(which: str | None, group: Group) -> Any:
     if which == "penalties on every worker":
         original = batch.Scorer._extra_losses
 
-        def on_every_worker(self: Any, rows: Any, has_penalties: bool) -> Any:
-            return original(self, rows, has_penalties) / rows.part
+        def on_every_worker(self: Any, rows: Any, mode: Any) -> Any:
+            return original(self, rows, mode) / rows.part
 
         return mock.patch.object(batch.Scorer, "_extra_losses", on_every_worker)
     reduced = step.TrainingStep._reduced
