@@ -169,7 +169,8 @@ def row_losses_are_sums(
     if not adds_row_losses(model):
         return []
     before = [np.array(variable.value) for variable in model.variables]
-    once = tf.random.stateless_uniform((2, *rows.shape[1:]), (1, 2))
+    # Enough rows that random masks in front of a loss do not hide the factor of two.
+    once = tf.random.stateless_uniform((32, *rows.shape[1:]), (1, 2))
     found = []
     for inputs in (once, tf.concat([once, once], axis=0)):
         clear_row_losses(model)
