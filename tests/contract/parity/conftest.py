@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.contract.parity.cases import Case
-from tests.contract.parity.report import Record, write_report
+from tests.contract.parity.report import Record, with_earlier, write_report
 
 
 class Suite:
@@ -84,4 +84,5 @@ def suite(
     if target:
         legacy = Path(os.environ.get("LOCKSTEP_PARITY_LEGACY", "build/parity-legacy.json"))
         second = json.loads(legacy.read_text()) if legacy.exists() else {}
-        write_report(Path(target), made.records, second)
+        records = with_earlier(Path("build/parity-records.json"), made.records)
+        write_report(Path(target), records, second)

@@ -1,8 +1,9 @@
 """The report `docs/parity.md`: case, engines, greatest difference."""
 
 import collections
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +32,16 @@ class Record:
     def holds(self) -> bool:
         """Whether the comparison came out as the case wants it."""
         return (self.difference > self.tolerance) is self.differs
+
+
+def with_earlier(path: Path, records: Sequence[Record]) -> list[Record]:
+    """The records of this run, and of earlier ones for what this run did not do; kept in a file."""
+    earlier = json.loads(path.read_text()) if path.exists() else []
+    merged = {(each["case"], each["engine"]): Record(**each) for each in earlier}
+    merged |= {(record.case, record.engine): record for record in records}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(record) for record in merged.values()]))
+    return list(merged.values())
 
 
 def write_report(path: Path, records: Sequence[Record], legacy: Mapping[str, float]) -> None:
