@@ -200,7 +200,9 @@ def schema() -> None:
 def main() -> None:
     """Run a command; explained failures become one message and an exit status."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
+        if isinstance(status, int) and status:  # what typer.Exit said
+            sys.exit(status)
     except LockstepError as error:
         sys.exit(_explain(error))
     except KeyboardInterrupt:

@@ -212,10 +212,13 @@ def run_model(
     return kept
 
 
-def without_rows(value: tf.Tensor, replica: Replica) -> tf.Tensor:
+def without_rows(value: Any, replica: Replica) -> Any:
     """Zeros where a replica has no rows in this step: what a stand-in gave is dropped, NaN too."""
-    if replica.is_empty is None:
+    if replica.is_empty is None or value is None:
         return value
+    if isinstance(value, tf.IndexedSlices):
+        values = without_rows(value.values, replica)
+        return tf.IndexedSlices(values, value.indices, value.dense_shape)
     return tf.where(replica.is_empty, tf.zeros_like(value), value)
 
 

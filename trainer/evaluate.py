@@ -126,8 +126,7 @@ def metric_results(model: keras.Model, group: Group) -> dict[str, float]:
     every replica has seen every batch.
     """
     with group.copies(keras_adapter.own_metric_variables(model), 0):
-        results: Mapping[str, Any] = model.get_metrics_result()
-    return _flat(results)
+        return _flat(model.get_metrics_result())  # a result may be a variable: read it here
 
 
 def reset_metrics(model: keras.Model, group: Group) -> None:

@@ -166,7 +166,7 @@ def row_losses_are_sums(
     the same mean. A function of the weights alone counts as a mean; the parts of a mean add up to
     it as well.
     """
-    if not adds_row_losses(model):
+    if not (adds_row_losses(model) and _count_row_losses(model, rows, is_training)):
         return []
     before = [np.array(variable.value) for variable in model.variables]
     # Enough rows that random masks in front of a loss do not hide the factor of two.
@@ -180,6 +180,21 @@ def row_losses_are_sums(
             variable.assign(value)
     clear_row_losses(model)
     return [abs(two - 2 * one) < abs(two - one) for one, two in zip(*found, strict=True)]
+
+
+def _count_row_losses(model: keras.Model, rows: keras.KerasTensor, is_training: bool) -> int:
+    """How many losses a call adds; the model is traced, not run."""
+    found: list[int] = []
+
+    def call(inputs: tf.Tensor) -> None:
+        clear_row_losses(model)
+        model(inputs, training=is_training)
+        found.append(len(row_losses(model)))
+
+    signature = tf.TensorSpec((None, *rows.shape[1:]), tf.float32)
+    tf.function(call, autograph=False).get_concrete_function(signature)
+    clear_row_losses(model)
+    return found[-1]
 
 
 def weight_regularization(model: keras.Model) -> list[tf.Tensor]:

@@ -255,7 +255,9 @@ def _with_one_input(model: keras.Model, layout: InputLayout) -> keras.Model:
         part = joined[:, feature.offset : feature.offset + feature.size]
         # In full precision: an id of a token is a number, too.
         parts[tensor.name] = keras.layers.Reshape(tensor.shape[1:], dtype="float32")(part)
-    wrapped = keras.Model(joined, model(parts), name=model.name)
+    inner = keras.Model(model.inputs, model.outputs[0])  # without an optimizer of its own
+    outputs = inner([parts[name] for name in names])
+    wrapped = keras.Model(joined, outputs, name=model.name)
     if getattr(model, "optimizer", None) is not None:
         keras_adapter.compile_like(wrapped, model)
     return wrapped

@@ -233,9 +233,7 @@ class TrainingStep:
                 scaled = self._model.optimizer.scale_loss(score.objective)
             variables = [variable.value for variable in self._variables]
             gradients = tape.gradient(scaled, variables)
-            gradients = tf.nest.map_structure(
-                lambda values: without_rows(values, replica), gradients, expand_composites=True
-            )
+            gradients = [without_rows(gradient, replica) for gradient in gradients]
             return gradients, score.share, score.whole, outputs
 
         if self._has_xla:

@@ -21,8 +21,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-def append(path, ids):
-    with open(f"{path}/{os.getpid()}.bin", "ab") as file:
+def append(folder, ids):
+    with open(f"{folder}/{os.getpid()}.bin", "ab") as file:
         file.write(np.asarray(ids, "f4").tobytes())
     return np.float32(0)
 
@@ -30,17 +30,18 @@ def append(path, ids):
 class Witness(keras.layers.Layer):
     '''Writes the first column of every row that it is shown in training, and passes on the rest.'''
 
-    def __init__(self, path, **settings):
+    def __init__(self, folder, **settings):
         super().__init__(**settings)
-        self.path = path
+        self.folder = folder
 
     def get_config(self):
-        return {**super().get_config(), "path": self.path}
+        return {**super().get_config(), "folder": self.folder}
 
     def call(self, inputs, training=False):
         if training:
             ids = inputs[:, 0]
-            nothing = tf.numpy_function(append, [self.path, ids], tf.float32, stateful=True)
+            nothing = tf.numpy_function(
+                lambda ids: append(self.folder, ids), [ids], tf.float32, stateful=True)
             with tf.control_dependencies([nothing]):
                 return tf.identity(inputs[:, 1:])
         return inputs[:, 1:]

@@ -21,7 +21,9 @@ def fit_plain(
     sources, layout = open_sources(job)
     data = plan_data(job, sources, layout)
     model = build_model(job, layout, data.statistics)
-    rows = {role: _all_rows(BlockReader(s, layout, "error"), s) for role, s in sources.items()}
+    rows = {
+        role: _all_rows(BlockReader(s, layout, "error"), s, layout) for role, s in sources.items()
+    }
     x, y, w = rows["train"]
     has_weights = job.data.weight is not None
 
@@ -55,10 +57,11 @@ def fit_plain(
     return model, history
 
 
-def _all_rows(reader: BlockReader, source: Any) -> tuple[Any, Any, Any]:
+def _all_rows(reader: BlockReader, source: Any, layout: Any) -> tuple[Any, Any, Any]:
     blocks = [reader.read(number) for number in range(len(source.blocks))]
     columns = [np.concatenate(parts) for parts in zip(*(b.features for b in blocks), strict=True)]
-    x = np.stack(columns, axis=1) if columns[0].ndim == 1 else columns[0]
+    x = np.concatenate([column.reshape(source.rows, -1) for column in columns], axis=1)
+    x = x.reshape(-1, *layout.input_shape)
     y = np.concatenate([b.label for b in blocks])
     if blocks[0].weight is None:
         return x, y, np.ones(len(x), np.float32)

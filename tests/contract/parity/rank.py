@@ -7,6 +7,7 @@ fit goes on from the first one's snapshot, as `--resume` does.
 import contextlib
 import functools
 import gc
+import itertools
 from typing import Any
 from unittest import mock
 
@@ -25,8 +26,6 @@ from trainer.payloads import TrainingPayload
 from trainer.strategy import Group
 from trainer.worker import make_loop, weights_sha256
 
-SABOTAGES = ("divisor left local", "clipping before reducing", "penalties on every worker")
-
 
 def main(channel: Channel, launch: Launch) -> None:
     """`launch.payload` is (devices, [(key, Prepared, sabotage)])."""
@@ -36,8 +35,11 @@ def main(channel: Channel, launch: Launch) -> None:
     for key, prepared, sabotage in cases:
         channel.send("begin", key)
         keras.utils.clear_session()
-        with sabotaged(sabotage, group):
-            outcome = run_case(prepared, group)
+        if sabotage is not None and sabotage.startswith("only rank"):
+            outcome = run_alone(prepared, group, sabotage)
+        else:
+            with sabotaged(sabotage, group):
+                outcome = run_case(prepared, group)
         if launch.rank == 0:
             channel.send("outcome", (key, outcome))
         gc.collect()
@@ -91,6 +93,38 @@ def _forget(learner: Learner) -> None:
         with learner.group.copies(variables, device):
             for variable in variables:
                 variable.assign(keras.ops.zeros_like(variable))
+
+
+def run_alone(prepared: Prepared, group: Group, who: str) -> Outcome:
+    """Train while one rank alone wants to end: `only rank R asks to stop` or `... is out of time`.
+
+    The outcome's `steps` and `stopped` are those of every rank.
+    """
+    job = _with_epochs(prepared.job, 50, 10**6)
+    train = job.train.model_copy(update={"steps_per_execution": 2, "max_time_s": 1e6})
+    job = job.model_copy(update={"train": train})
+    learner = Learner(job, prepared.data, group)
+    is_mine = who.startswith(f"only rank {group.rank} ")
+    asked = itertools.count()
+
+    def wants_to_end(*_: Any) -> bool:
+        return is_mine and next(asked) > 5
+
+    loop = make_loop(
+        TrainingPayload(job, prepared.data, job.runs_dir, None),
+        learner,
+        lambda kind, body: None,
+        wants_to_end if who.endswith("asks to stop") else lambda: False,
+    )
+    with contextlib.ExitStack() as stack:
+        if who.endswith("is out of time"):
+            stack.enter_context(mock.patch.object(loop, "_is_spent", wants_to_end))
+        loop.run()
+    return {
+        "steps": group.gather(np.array([loop.progress.step])).ravel().tolist(),
+        "stopped": group.gather(np.array([int(loop.is_stopped)])).ravel().tolist(),
+        "of": 50 * prepared.data.plan.steps_per_epoch,
+    }
 
 
 def _with_epochs(job: Job, epochs: int, validation_freq: int) -> Job:

@@ -78,3 +78,22 @@ def test_a_step_that_is_not_exact_is_told(suite: Any, sabotage: str) -> None:
     assert isinstance(ours, dict), ours
     difference, _ = greatest_difference(ours, suite.plain(case))
     assert difference > 2 * case.tolerance
+
+
+_ALONE = {
+    "only rank 1 asks to stop": True,
+    "only rank 0 asks to stop": True,
+    "only rank 0 is out of time": True,  # its clock decides
+    "only rank 1 is out of time": False,
+}
+
+
+@pytest.mark.parametrize(("who", "ends"), _ALONE.items())
+def test_what_one_rank_alone_wants_is_decided_for_all(suite: Any, who: str, ends: bool) -> None:
+    case = next(case for case in CASES if case.name == "sizes/5 virtual shards")
+    outcome = suite.sabotaged(case, 3, who)
+    assert isinstance(outcome, dict), outcome
+    assert len(set(outcome["steps"])) == 1
+    assert len(set(outcome["stopped"])) == 1
+    assert (outcome["steps"][0] < outcome["of"]) is ends
+    assert bool(outcome["stopped"][0]) is who.endswith("asks to stop")
