@@ -100,19 +100,19 @@ def test_each_row_is_shown_to_one_worker_once_an_epoch(tmp_path: Path) -> None:
 def test_a_time_budget_ends_all_ranks_at_one_step_and_can_be_raised(
     rows: Path, tmp_path: Path
 ) -> None:
-    job = make_job(rows, tmp_path, train__epochs=100_000, train__max_time_s=2.0)
+    job = make_job(rows, tmp_path, train__epochs=6, train__max_time_s=0.05)
     run = lockstep.train(job)
     assert run.summary["status"] == "done"
     assert run.summary["ended_by"] == "train.max_time_s"
     assert len(set(run.summary["weights_sha256"])) == 1
-    assert 0 < run.summary["steps"] < 100_000
+    assert 0 < run.summary["steps"] < 6 * 16
     assert "test" in run.metrics
     assert run.artifact.exists()
-    job["train"]["max_time_s"] = 3.0
+    del job["train"]["max_time_s"]
     further = lockstep.train(job, options=TrainOptions(is_resume=True))
     assert further.folder == run.folder
-    assert further.summary["steps"] > run.summary["steps"]
-    assert further.summary["ended_by"] == "train.max_time_s"
+    assert further.summary["steps"] == 6 * 16
+    assert further.summary["ended_by"] is None
 
 
 def dropout_job(rows: Path, runs: Path, workers: int) -> dict[str, Any]:
@@ -145,6 +145,7 @@ def test_dropout_masks_differ_between_ranks_and_come_again(rows: Path, tmp_path:
     assert not np.array_equal(seeds[0], seeds[1])
 
 
+@pytest.mark.long
 def test_plain_normalization_is_named_before_training(rows: Path, tmp_path: Path) -> None:
     class Warned(lockstep.api.SilentListener):
         texts: list[str] = []

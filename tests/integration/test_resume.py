@@ -34,7 +34,7 @@ class Decaying(keras.metrics.Metric):
 """
 
 
-@pytest.mark.parametrize("workers", [(2, 3), (3, 1)])
+@pytest.mark.parametrize("workers", [(2, 3), pytest.param((3, 1), marks=pytest.mark.long)])
 def test_state_of_every_kind_comes_along(
     rows: Path, tmp_path: Path, workers: tuple[int, int]
 ) -> None:

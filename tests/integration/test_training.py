@@ -392,7 +392,14 @@ def write_tokens(folder: Path, rows: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("workers", "steps_per_execution"), [(1, 1), (2, 1), (2, 4)])
+@pytest.mark.parametrize(
+    ("workers", "steps_per_execution"),
+    [
+        pytest.param(1, 1, marks=pytest.mark.long),
+        pytest.param(2, 1, marks=pytest.mark.long),
+        (2, 4),
+    ],
+)
 def test_sparse_gradients_do_not_depend_on_calls_or_workers(
     tmp_path: Path, workers: int, steps_per_execution: int
 ) -> None:

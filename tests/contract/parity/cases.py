@@ -42,6 +42,8 @@ class Case:
         tolerance: Greatest difference d with |a - b| <= d + d * |b|, b of plain Keras.
         differs: The comparison must fail with several workers.
         expected: Values that must come out besides, by key of an outcome.
+        is_variant: Another layout of the rows of a case that stands in the table as well: run on
+            two and three workers only.
         is_fast: Part of `make test`.
     """
 
@@ -64,6 +66,7 @@ class Case:
     tolerance: float = TOLERANCE
     differs: bool = False
     expected: dict[str, float] = field(default_factory=dict)
+    is_variant: bool = False
     is_fast: bool = False
 
     @property
@@ -191,6 +194,7 @@ def _four(name: str, first_is_fast: bool = False, **settings: Any) -> list[Case]
             f"{name}/{label}",
             files=files,
             validates=validates,
+            is_variant=not (files > 1 and validates),
             is_fast=first_is_fast and files > 1 and validates,
             **settings,
         )

@@ -38,11 +38,20 @@ def _check(record: Record, case: Case, ours: Any) -> None:
         assert record.difference <= case.tolerance, record.place
 
 
-_LONG = [pytest.param(workers, marks=pytest.mark.long) for workers in (1, 2, 4)]
+_TABLE = [
+    pytest.param(
+        workers,
+        case,
+        id=f"{workers}-{case.name}",
+        marks=() if workers == 3 and case.is_fast else pytest.mark.long,
+    )
+    for workers in (3, 1, 2, 4)
+    for case in CASES
+    if workers in (2, 3) or not case.is_variant
+]
 
 
-@pytest.mark.parametrize("case", _rows(CASES, lambda case: case.is_fast))
-@pytest.mark.parametrize("workers", [3, *_LONG])
+@pytest.mark.parametrize(("workers", "case"), _TABLE)
 def test_workers_are_one_fit(suite: Any, case: Case, workers: int) -> None:
     ours = suite.lockstep(case, workers)
     engine = f"{workers} worker{'s' if workers > 1 else ''}"
