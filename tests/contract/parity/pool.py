@@ -15,7 +15,6 @@ from cluster.gang import Gang, GangSpec
 from tests.contract.parity.engines import Outcome, Prepared
 
 CASE_TIMEOUT_S = 120.0
-_CASES_A_GROUP = 50  # a process keeps what TensorFlow has traced: some 15 MB a case
 _ENTRY = "tests.contract.parity.rank:main"
 
 
@@ -42,7 +41,7 @@ class Pool:
     ) -> dict[str, Outcome | str]:
         """Outcomes by key; where a case failed, what it said."""
         found: dict[str, Outcome | str] = {}
-        while left := [entry for entry in cases if entry[0] not in found][:_CASES_A_GROUP]:
+        while left := [entry for entry in cases if entry[0] not in found]:
             begun = [left[0][0]]
             try:
                 self._run_group(workers, devices, left, found, begun)
