@@ -11,7 +11,6 @@ import pytest
 from tests.contract.parity.cases import Case
 from tests.contract.parity.report import Record, with_earlier, write_report
 
-
 _CASES_A_GROUP = 25  # a process keeps what TensorFlow has traced: some 15 MB a case
 
 
