@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import lockstep
-from lockstep.api import TrainOptions
+from lockstep.api import SilentListener, TrainOptions
 from tests.support.jobs import make_job
 from tests.support.plain_keras import fit_plain
 
@@ -115,6 +115,16 @@ def test_a_time_budget_ends_all_ranks_at_one_step_and_can_be_raised(
     assert further.summary["ended_by"] is None
 
 
+class Warned(SilentListener):
+    """Keeps what it is warned of."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warned(self, warning: str) -> None:
+        self.texts.append(warning)
+
+
 def dropout_job(rows: Path, runs: Path, workers: int) -> dict[str, Any]:
     layers = [
         {"Dense": {"units": 8, "activation": "tanh"}},
@@ -126,12 +136,6 @@ def dropout_job(rows: Path, runs: Path, workers: int) -> dict[str, Any]:
 
 def test_dropout_masks_differ_between_ranks_and_come_again(rows: Path, tmp_path: Path) -> None:
     from trainer.checkpoint import newest_checkpoint, read_checkpoint
-
-    class Warned(lockstep.api.SilentListener):
-        texts: list[str] = []
-
-        def warned(self, warning: str) -> None:
-            self.texts.append(warning)
 
     listener = Warned()
     first = lockstep.train(dropout_job(rows, tmp_path / "a", 2), listener=listener)
@@ -147,12 +151,6 @@ def test_dropout_masks_differ_between_ranks_and_come_again(rows: Path, tmp_path:
 
 @pytest.mark.long
 def test_plain_normalization_is_named_before_training(rows: Path, tmp_path: Path) -> None:
-    class Warned(lockstep.api.SilentListener):
-        texts: list[str] = []
-
-        def warned(self, warning: str) -> None:
-            self.texts.append(warning)
-
     listener = Warned()
     layers = [{"Dense": {"units": 4}}, "BatchNormalization", {"Dense": {"units": 1}}]
     job = make_job(rows, tmp_path, model__layers=layers, train__epochs=1)

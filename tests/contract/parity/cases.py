@@ -474,21 +474,20 @@ def _optimizer_cases() -> list[Case]:
     ]
 
 
+def _classes_of(units: int, draw: Draw, loss: str) -> dict[str, Any]:
+    """Settings of a small classifier."""
+    return {
+        "draw": draw,
+        "model": "classifier",
+        "arguments": {"units": units},
+        "loss": loss,
+        "optimizer": {"Adam": {"learning_rate": 0.01}},
+    }
+
+
 def _weight_cases() -> list[Case]:
-    binary: dict[str, Any] = {
-        "draw": sides,
-        "model": "classifier",
-        "arguments": {"units": 1},
-        "loss": "binary_crossentropy",
-        "optimizer": {"Adam": {"learning_rate": 0.01}},
-    }
-    many: dict[str, Any] = {
-        "draw": kinds,
-        "model": "classifier",
-        "arguments": {"units": 4},
-        "loss": "sparse_categorical_crossentropy",
-        "optimizer": {"Adam": {"learning_rate": 0.01}},
-    }
+    binary = _classes_of(1, sides, "binary_crossentropy")
+    many = _classes_of(4, kinds, "sparse_categorical_crossentropy")
     return [
         _small(
             "weights/column",
@@ -528,20 +527,8 @@ def _weight_cases() -> list[Case]:
 
 
 def _metric_cases() -> list[Case]:
-    binary: dict[str, Any] = {
-        "draw": sides,
-        "model": "classifier",
-        "arguments": {"units": 1},
-        "loss": "binary_crossentropy",
-        "optimizer": {"Adam": {"learning_rate": 0.01}},
-    }
-    many: dict[str, Any] = {
-        "draw": one_hot,
-        "model": "classifier",
-        "arguments": {"units": 4},
-        "loss": "categorical_crossentropy",
-        "optimizer": {"Adam": {"learning_rate": 0.01}},
-    }
+    binary = _classes_of(1, sides, "binary_crossentropy")
+    many = _classes_of(4, one_hot, "categorical_crossentropy")
     return [
         _small(
             "metrics/of two classes",
