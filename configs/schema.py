@@ -102,10 +102,18 @@ class CompileConfig(Section):
     )
 
 
+TimePart = Literal["year", "month", "day", "weekday", "day_of_year", "hour", "minute", "second"]
+
+
 class FeatureConfig(Section):
     """One input column."""
 
     name: str = Field(description="The column's name in the files.")
+    kind: Literal["numeric", "categorical", "text", "timestamp"] | None = Field(
+        None,
+        description="How values become numbers. null: by the column's type: numbers and booleans "
+        "are numeric, strings categorical, dates and timestamps timestamp.",
+    )
     shape: list[PositiveInt] | None = Field(
         None,
         description="Shape of one row's value for a list column, such as [28, 28, 1]. null: a "
@@ -114,8 +122,83 @@ class FeatureConfig(Section):
     normalize: bool | None = Field(
         None,
         description="Shift and scale this column to mean 0 and variance 1 (over the last axis of "
-        "its shape). null: what data.normalize says.",
+        "its shape). null: what data.normalize says. Numbers only.",
     )
+    vocabulary_size: PositiveInt | None = Field(
+        None,
+        description="The most values (categorical) or words (text) that are told apart, the most "
+        "frequent ones of the training rows; all others count as unknown. null: 10,000.",
+        le=2**23,
+    )
+    encoding: Literal["one_hot", "multi_hot", "count", "embedding", "index"] | None = Field(
+        None,
+        description="What the model sees of a categorical (one_hot, embedding, index) or a text "
+        "(multi_hot, count, embedding, index). embedding: a trained vector of embedding_size, the "
+        "mean of the words' for a text. index: the number itself. null: one_hot, or multi_hot.",
+    )
+    embedding_size: PositiveInt | None = Field(
+        None, description="Numbers of an embedding. null: 8. With encoding: embedding only."
+    )
+    sequence_length: PositiveInt | None = Field(
+        None, description="Words of a text that are read, from its start. null: 64. Text only."
+    )
+    parts: list[TimePart] | None = Field(
+        None,
+        description="What is told of a timestamp. null: month, weekday and hour. Timestamps only.",
+        min_length=1,
+    )
+    cyclic: bool | None = Field(
+        None,
+        description="Parts that repeat become a sine and a cosine, so that midnight is near to one "
+        "o'clock; false: plain numbers. null: true. Timestamps only.",
+    )
+
+    @model_validator(mode="after")
+    def _settings_fit_kind(self) -> Self:
+        """Refuse what has no effect; a kind that only the file tells is checked there."""
+        if self.kind is not None:
+            check_settings(self, self.kind)
+        if self.embedding_size is not None and self.encoding != "embedding":
+            raise ValueError(
+                f"embedding_size={self.embedding_size} has no effect with encoding: "
+                f"{self.encoding}. Remove it, or set encoding: embedding."
+            )
+        if self.parts is not None and len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"received parts {self.parts}; each once is allowed.")
+        return self
+
+
+_SETTINGS_OF_KIND: dict[str, tuple[str, ...]] = {
+    "numeric": ("shape", "normalize"),
+    "categorical": ("vocabulary_size", "encoding", "embedding_size"),
+    "text": ("vocabulary_size", "encoding", "embedding_size", "sequence_length"),
+    "timestamp": ("parts", "cyclic", "normalize"),
+}
+_ENCODINGS_OF_KIND = {
+    "categorical": ("one_hot", "embedding", "index"),
+    "text": ("multi_hot", "count", "embedding", "index"),
+}
+
+
+def check_settings(feature: FeatureConfig, kind: str) -> None:
+    """Refuse settings of a feature that have no effect for its kind.
+
+    Raises ValueError.
+    """
+    allowed = _SETTINGS_OF_KIND[kind]
+    given = feature.model_dump(exclude={"name", "kind"}, exclude_none=True)
+    wrong = [setting for setting in given if setting not in allowed]
+    if wrong:
+        raise ValueError(
+            f"{wrong[0]} has no effect on column {feature.name!r}, which is {kind}; "
+            f"{', '.join(allowed)} are allowed. Remove it, or set another kind."
+        )
+    encodings = _ENCODINGS_OF_KIND.get(kind, ())
+    if feature.encoding is not None and feature.encoding not in encodings:
+        raise ValueError(
+            f"encoding: {feature.encoding} is not for column {feature.name!r}, which is {kind}; "
+            f"{', '.join(encodings)} are allowed."
+        )
 
 
 def _named(entry: Any) -> Any:
@@ -127,10 +210,26 @@ Feature = Annotated[
 ]
 
 
+class ImagesConfig(Section):
+    """Folders of images: how they become rows with the columns `image`, `label` and `path`."""
+
+    height: PositiveInt = Field(description="Rows of pixels; images of another size are resized.")
+    width: PositiveInt = Field(description="Columns of pixels.")
+    channels: Literal[1, 3] = Field(3, description="1: grey. 3: red, green, blue.")
+    labels: str | None = Field(
+        None,
+        description="A CSV file with the columns `path` (below the folder) and `label`. null: the "
+        "name of the folder an image is in is its label.",
+    )
+
+
 class DataConfig(Section):
     """The rows: where they are, which columns count, and how they are ordered."""
 
-    train: Paths = Field(description="Training files: a path, a folder, a glob, or a list.")
+    train: Paths = Field(
+        description="Training files: a path, a folder, a glob, or a list; local, or on an object "
+        "store (s3://, gs://, abfs://, hdfs://)."
+    )
     validation: Paths | None = Field(
         None, description="Rows to evaluate on after each epoch. null: none."
     )
@@ -144,10 +243,35 @@ class DataConfig(Section):
     weight: str | None = Field(
         None, description="Column with each row's weight in the loss and weighted metrics."
     )
+    format: Literal["auto", "parquet", "csv", "ndjson", "arrow", "tfrecord", "numpy", "images"] = (
+        Field(
+            "auto",
+            description="What the files are. auto: told by their suffixes. All but Parquet are "
+            "converted once into data.ingest_dir, and again when they change.",
+        )
+    )
+    images: ImagesConfig | None = Field(
+        None, description="How folders of images are read. Needed with images, else null."
+    )
+    on_bad_rows: Literal["error", "skip"] = Field(
+        "error",
+        description="What a CSV or NDJSON line that cannot be read does: stop with its number, or "
+        "be left out, counted, and written to a file of skipped lines.",
+    )
+    ingest_dir: str | None = Field(
+        None,
+        description="Folder of converted data; hosts of all workers must reach it. null: "
+        "`ingested` below LOCKSTEP_HOME (~/.lockstep).",
+    )
+    augment: list[LayerSpec] = Field(
+        default_factory=list,
+        description="Keras layers that vary images in training only, such as RandomFlip. They see "
+        "values as they stand in the files, before normalisation.",
+    )
     normalize: bool = Field(
         False,
-        description="Normalise all features with statistics computed once, exactly, over the "
-        "training rows; they travel inside the model.",
+        description="Normalise all numeric features with statistics computed once, exactly, over "
+        "the training rows; they travel inside the model.",
     )
     on_null: Literal["error", "drop", "zero"] = Field(
         "error",
