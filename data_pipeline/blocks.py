@@ -6,6 +6,7 @@ NaN does (`data.on_null`). Everything above works on arrays without nulls.
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,8 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.encoding import Category
 from data_pipeline.errors import DataError, ReadError
-from data_pipeline.features import Array, InputLayout, column_to_numpy, null_rows
+from data_pipeline.features import (
+    Array,
+    InputColumn,
+    InputLayout,
+    class_numbers,
+    column_to_numpy,
+    feature_values,
+    null_rows,
+)
 from data_pipeline.source import Source
 
 OnNull = Literal["error", "drop", "zero"]
@@ -49,6 +59,69 @@ class Block:
         return sum(array.nbytes for array in self.features) + self.label.nbytes + weight
 
 
+class TableReader:
+    """Reads some columns of the blocks of one source as they stand; safe to share between threads.
+
+    Args:
+        source: The files.
+        columns: Columns to read.
+        dictionaries: Those of them whose strings come as dictionaries, each value once.
+    """
+
+    def __init__(
+        self, source: Source, columns: Sequence[str], dictionaries: Sequence[str] = ()
+    ) -> None:
+        self._source = source
+        self._columns = list(columns)
+        self._dictionaries = list(dictionaries)
+        self._blocks = source.blocks
+        self._open = threading.local()
+
+    def place(self, block: int) -> str:
+        """File and number of a block, for messages."""
+        index, group = self._blocks[block]
+        return f"{self._source.files[index].path}, block {group}"
+
+    def read(self, block: int) -> pa.Table:
+        """The rows of a block.
+
+        Raises:
+            ReadError: The file cannot be read, or is not the one that was planned.
+        """
+        index, group = self._blocks[block]
+        file = self._source.files[index]
+        try:
+            table = self._parquet_file(index).read_row_group(group, columns=self._columns)
+        except (OSError, pa.ArrowException) as error:
+            raise ReadError(
+                f"cannot read block {group} of {file.path}: {error}. The file was readable when "
+                "the run was planned; check the storage, then resume."
+            ) from error
+        if table.num_rows != file.block_rows[group]:
+            raise ReadError(
+                f"block {group} of {file.path} has {table.num_rows} rows, planned were "
+                f"{file.block_rows[group]}: the file changed. Start a new run."
+            )
+        return table
+
+    def _parquet_file(self, index: int) -> pq.ParquetFile:
+        """This thread's open file; only the last one is kept open."""
+        if getattr(self._open, "index", None) != index:
+            file = self._source.files[index]
+            stat = Path(file.path).stat()
+            if (stat.st_size, stat.st_mtime_ns) != (file.size_bytes, file.modified_ns):
+                raise ReadError(
+                    f"{file.path} changed since the run was planned (size or time of change). "
+                    "Start a new run."
+                )
+            self._open.file = pq.ParquetFile(
+                file.path, pre_buffer=False, read_dictionary=self._dictionaries
+            )
+            self._open.index = index
+        opened: pq.ParquetFile = self._open.file
+        return opened
+
+
 class BlockReader:
     """Reads blocks of one source; safe to share between threads.
 
@@ -58,15 +131,14 @@ class BlockReader:
     def __init__(
         self, source: Source, layout: InputLayout, on_null: OnNull, cache_bytes: int = 0
     ) -> None:
-        self._source = source
+        texts = [name for name, code in layout.encodings.items() if isinstance(code, Category)]
+        self._tables = TableReader(source, layout.columns, texts)
         self._layout = layout
         self._on_null = on_null
         self._cache_bytes = cache_bytes
         self._cached: OrderedDict[int, Block] = OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
-        self._open = threading.local()
-        self._blocks = source.blocks
 
     def read(self, block: int) -> Block:
         """The block with this number, from memory or from its file.
@@ -90,61 +162,63 @@ class BlockReader:
         return decoded
 
     def _decode(self, number: int) -> Block:
-        index, group = self._blocks[number]
-        file = self._source.files[index]
-        layout = self._layout
-        names = [feature.name for feature in layout.features] + [layout.label]
-        if layout.weight is not None:
-            names.append(layout.weight)
-        try:
-            table = self._parquet_file(index).read_row_group(group, columns=names)
-        except (OSError, pa.ArrowException) as error:
-            raise ReadError(
-                f"cannot read block {group} of {file.path}: {error}. The file was readable when "
-                "the run was planned; check the storage, then resume."
-            ) from error
-        if table.num_rows != file.block_rows[group]:
-            raise ReadError(
-                f"block {group} of {file.path} has {table.num_rows} rows, planned were "
-                f"{file.block_rows[group]}: the file changed. Start a new run."
-            )
+        table = self._tables.read(number)
         try:
             return self._to_block(table)
         except DataError as error:
-            raise DataError(f"{file.path}, block {group}: {error}") from None
-
-    def _parquet_file(self, index: int) -> pq.ParquetFile:
-        """This thread's open file; only the last one is kept open."""
-        if getattr(self._open, "index", None) != index:
-            file = self._source.files[index]
-            stat = Path(file.path).stat()
-            if (stat.st_size, stat.st_mtime_ns) != (file.size_bytes, file.modified_ns):
-                raise ReadError(
-                    f"{file.path} changed since the run was planned (size or time of change). "
-                    "Start a new run."
-                )
-            self._open.file = pq.ParquetFile(file.path, pre_buffer=False)
-            self._open.index = index
-        opened: pq.ParquetFile = self._open.file
-        return opened
+            raise DataError(f"{self._tables.place(number)}: {error}") from None
 
     def _to_block(self, table: pa.Table) -> Block:
         layout = self._layout
-        masks = {name: null_rows(table[name]) for name in table.column_names}
-        nulls = {name: int(mask.sum()) for name, mask in masks.items() if mask.any()}
-        if nulls and self._on_null != "zero":  # under "error" the scan stops, with the counts
-            table = table.filter(pa.array(~np.logical_or.reduce(list(masks.values()))))
+        if self._on_null == "zero":
+            masks = {name: null_rows(table[name]) for name in table.column_names}
+            nulls = {name: int(mask.sum()) for name, mask in masks.items() if mask.any()}
+        else:  # under "error" the scan stops, with the counts
             masks = {}
+            table, nulls = without_nulls(table)
         features = []
         for feature in layout.features:
-            values = _filled(table, feature.name, feature.size, "float32", masks)
+            if feature.encoding is not None:  # a null is encoded, too
+                values = _encoded(feature, table[feature.name])
+            else:
+                values = _filled(table, feature.name, feature.size, "float32", masks)
             features.append(values)
-        label = _filled(table, layout.label, layout.label_size, layout.label_dtype, masks)
+        if layout.label_classes is not None:
+            label = _classes(layout, table[layout.label])
+        else:
+            label = _filled(table, layout.label, layout.label_size, layout.label_dtype, masks)
         weight = None
         if layout.weight is not None:
             weight = _filled(table, layout.weight, 1, "float32", masks)
         label = label.reshape(len(label), layout.label_size)
         return Block(tuple(features), label, weight, nulls)
+
+
+def without_nulls(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """The rows of a table without null or NaN, and the number of the others by column."""
+    masks = {name: null_rows(table[name]) for name in table.column_names}
+    nulls = {name: int(mask.sum()) for name, mask in masks.items() if mask.any()}
+    if nulls:
+        table = table.filter(pa.array(~np.logical_or.reduce(list(masks.values()))))
+    return table, nulls
+
+
+def _encoded(feature: InputColumn, column: pa.ChunkedArray) -> Array:
+    try:
+        return feature_values(feature, column)
+    except DataError as error:
+        raise DataError(f"column {feature.name!r} has {error}") from None
+
+
+def _classes(layout: InputLayout, column: pa.ChunkedArray) -> Array:
+    """Class numbers of a label of texts; a null, which the scan refuses, is the first class."""
+    known = layout.label_classes or ()
+    try:
+        return class_numbers(column.fill_null(known[0]) if column.null_count else column, known)
+    except DataError as error:
+        raise DataError(
+            f"label {layout.label!r} holds {error} Train on rows of this class, or leave it out."
+        ) from None
 
 
 def _filled(table: pa.Table, name: str, size: int, dtype: str, masks: dict[str, Array]) -> Array:

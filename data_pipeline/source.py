@@ -216,6 +216,8 @@ def describe_field(field: pa.Field) -> Column:
     name, kind = field.name, field.type
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     size, is_list = 1, False
     if pa.types.is_fixed_size_list(kind):
         size, is_list, kind = kind.list_size, True, kind.value_type

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from configs.errors import did_you_mean
 from configs.schema import Paths
 from data_pipeline.csv_text import CsvFile, open_csv, with_common_types
+from data_pipeline.encoding import RawKind
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.features import Array, column_to_numpy, null_rows
 from data_pipeline.source import PARQUET_SUFFIXES, Column, describe_field, find_files, read_footer
@@ -27,8 +28,9 @@ MAX_TABLE_ROWS = 65_536
 
 _OPEN_THREADS = 16
 
-Shapes = Mapping[str, tuple[int, ...]]
-"""Columns by name: the shape of one row's value, `()` for a single number."""
+Wanted = Mapping[str, tuple[int, ...] | RawKind]
+"""Columns by name: numbers, told by the shape of one row's value (`()` for a single one), or
+values that are encoded later."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class FileRows:
     path: str
     table: pa.Table
 
-    def null_masks(self, columns: Shapes) -> dict[str, Array]:
+    def null_masks(self, columns: Wanted) -> dict[str, Array]:
         """`(rows,) bool` by column: where the value is null or NaN; only columns with such rows."""
         masks = {name: null_rows(self.table[name]) for name in columns}
         return {name: mask for name, mask in masks.items() if mask.any()}
@@ -51,6 +53,12 @@ class FileRows:
     def where(self, chosen: Array) -> "FileRows":
         """The rows for which `chosen`, `(rows,) bool`, is true."""
         return FileRows(self.path, self.table.filter(pa.array(chosen)))
+
+    def values(self, name: str, wanted: tuple[int, ...] | RawKind) -> Array | pa.ChunkedArray:
+        """Values of a column as a predictor takes them, those without encoding without nulls."""
+        if isinstance(wanted, str):
+            return self.table[name]
+        return self.array(name, wanted, "float32")
 
     def array(self, name: str, shape: tuple[int, ...], dtype: str) -> Array:
         """Values of a column without nulls: `(rows, *shape)` of `dtype`.
@@ -106,7 +114,7 @@ class Tables:
 def open_tables(
     name: str,
     paths: Paths,
-    columns: Shapes,
+    columns: Wanted,
     keeps_all: bool = False,
     max_rows: int = MAX_TABLE_ROWS,
 ) -> Tables:
@@ -131,8 +139,12 @@ def open_tables(
     texts = iter(with_common_types([file for file in opened if isinstance(file, CsvFile)]))
     files = tuple(next(texts) if isinstance(file, CsvFile) else file for file in opened)
     for file in files:
-        for column, shape in columns.items():
-            _check_type(name, file.path, describe_field(file.schema.field(column)), shape)
+        for column, wanted in columns.items():
+            found_type = describe_field(file.schema.field(column))
+            if isinstance(wanted, str):
+                _check_raw(name, file.path, found_type, wanted)
+            else:
+                _check_type(name, file.path, found_type, wanted)
     tables = Tables(files, max_rows, None if keeps_all else tuple(columns))
     if tables.rows == 0:
         raise DataError(
@@ -171,14 +183,18 @@ class _ParquetFile:
             ) from error
 
 
-def _open_file(name: str, path: str, columns: Shapes, max_rows: int) -> _ParquetFile | CsvFile:
+def _open_file(name: str, path: str, columns: Wanted, max_rows: int) -> _ParquetFile | CsvFile:
     suffix = Path(path).suffix.lower()
     file: _ParquetFile | CsvFile
     if suffix in PARQUET_SUFFIXES:
         footer, schema = read_footer(path)
         file = _ParquetFile(path, footer.rows, schema, max_rows)
     elif suffix == ".csv":
-        numbers = [column for column, shape in columns.items() if math.prod(shape) == 1]
+        numbers = [
+            column
+            for column, wanted in columns.items()
+            if wanted == "int64" or (not isinstance(wanted, str) and math.prod(wanted) == 1)
+        ]
         file = open_csv(path, numbers)
     else:
         raise DataError(
@@ -189,7 +205,7 @@ def _open_file(name: str, path: str, columns: Shapes, max_rows: int) -> _Parquet
     return file
 
 
-def _check_names(name: str, path: str, schema: pa.Schema, columns: Shapes) -> None:
+def _check_names(name: str, path: str, schema: pa.Schema, columns: Wanted) -> None:
     names = schema.names
     twice = sorted({column for column in names if names.count(column) > 1})
     if twice:
@@ -207,10 +223,26 @@ def _check_names(name: str, path: str, schema: pa.Schema, columns: Shapes) -> No
         )
 
 
+def _check_raw(name: str, path: str, column: Column, wanted: RawKind) -> None:
+    is_text, is_time = column.dtype == "text", column.dtype.startswith(("timestamp", "date"))
+    is_whole = _number_kind(column.dtype) in ("i", "u", "b")
+    fits = {
+        "string": is_text or is_whole,
+        "int64": is_whole,
+        "timestamp[us]": is_text or is_time or is_whole,
+    }
+    if column.is_list or not fits[wanted]:
+        raise DataError(
+            f"{name}: column {column.name!r} of {path} holds "
+            f"{'lists of ' if column.is_list else ''}{column.dtype}; {wanted} is needed. Convert "
+            "the column."
+        )
+
+
 def _check_type(name: str, path: str, column: Column, shape: tuple[int, ...]) -> None:
     size = math.prod(shape)
     fits = column.size in (0, size) if column.is_list else size == 1
-    if fits and _is_number(column.dtype):
+    if fits and _number_kind(column.dtype) in ("i", "u", "f", "b"):
         return
     lists = f"lists of {column.size or 'any number of'} "
     received = f"{lists if column.is_list else ''}{column.dtype}"
@@ -223,8 +255,9 @@ def _check_type(name: str, path: str, column: Column, shape: tuple[int, ...]) ->
     )
 
 
-def _is_number(dtype: str) -> bool:
+def _number_kind(dtype: str) -> str:
+    """Numpy's letter for a kind of numbers, "O" for anything else."""
     try:
-        return np.dtype(dtype).kind in "iufb"
+        return np.dtype(dtype).kind
     except TypeError:
-        return False
+        return "O"

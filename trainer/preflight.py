@@ -4,14 +4,17 @@ No TensorFlow: a mistake is told in well under two seconds. Whether the model it
 asked of `trainer.probe`, in a process of its own.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 from configs.catalog import is_own_code, split_spec
 from configs.schema import Job
+from data_pipeline.encoding import Encoding, read_encoding
 from data_pipeline.errors import DataError
 from data_pipeline.features import InputLayout, input_layout
 from data_pipeline.plan import Plan, auto_window_rows
-from data_pipeline.scan import Scan, raise_for_nulls, scan
+from data_pipeline.scan import Scan, learn, raise_for_nulls, scan
 from data_pipeline.source import Source, open_source
 from trainer.errors import ModelError
 from trainer.payloads import PlannedData
@@ -28,7 +31,9 @@ _ELEMENTWISE_LOSSES = {
 
 
 def open_sources(job: Job) -> tuple[dict[str, Source], InputLayout]:
-    """Footers of all roles, checked against the job and each other.
+    """Footers of all roles, checked against the job and each other, and vocabularies learned.
+
+    Reads training rows only where a feature or the label is a category or a text.
 
     Raises:
         DataError: Files, columns or types that the job cannot use.
@@ -52,7 +57,35 @@ def open_sources(job: Job) -> tuple[dict[str, Source], InputLayout]:
                 if column not in lists  # footers count elements there; the scan counts rows
             }
             raise_for_nulls(role, counts, {job.data.label, job.data.weight})
-    return sources, layout
+    layout = layout.with_encodings(_earlier_encodings(job, layout))
+    return sources, learn(sources["train"], layout, job.data.on_null)
+
+
+def _earlier_encodings(job: Job, layout: InputLayout) -> dict[str, Encoding]:
+    """Encodings of the artifact that the job goes on from: its model knows no other numbers.
+
+    Raises:
+        DataError: They do not fit the job's features.
+    """
+    if job.model.file is None:
+        return {}
+    signature = Path(job.model.file).with_name("signature.json")
+    if not signature.exists():
+        return {}
+    earlier = {
+        entry["name"]: read_encoding(entry["encoding"])
+        for entry in json.loads(signature.read_text())["inputs"]
+        if "encoding" in entry
+    }
+    for name, encoding in layout.encodings.items():
+        known = earlier.get(name)
+        if known is None or known.unlearned != encoding:
+            raise DataError(
+                f"data.features: {name!r} is read as {encoding.unlearned}, the model that the job "
+                f"goes on from reads it as {known and known.unlearned}. Give the feature the "
+                "settings of that model's job."
+            )
+    return {name: earlier[name] for name in layout.encodings}
 
 
 def plan_data(job: Job, sources: dict[str, Source], layout: InputLayout) -> PlannedData:
