@@ -188,6 +188,12 @@ def learn(
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         visits = list(pool.map(visit, range(len(source.blocks))))
     learned = learn_encodings(list(encodings.values()), [counts for counts, _ in visits])
+    for name, encoding in zip(encodings, learned, strict=True):
+        if not encoding.vocabulary:
+            raise DataError(
+                f"data.{source.role}: column {name!r} holds no value in any of {source.rows} rows. "
+                "Take it out of data.features, or correct the files."
+            )
     layout = layout.with_encodings(dict(zip(encodings, learned, strict=True)))
     if learns_classes:
         classes = set().union(*(labels for _, labels in visits)) - {None}

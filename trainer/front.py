@@ -30,10 +30,10 @@ def front_layers(layout: InputLayout, statistics: Statistics | None) -> list[ker
 
 
 def has_front(model: keras.Model) -> bool:
-    """Whether one of the model's first layers is a front, as in a model of ours."""
+    """Whether one of the model's layers is a front, as in a model of ours."""
     return any(
         isinstance(layer, keras.layers.Normalization) or layer.name == _FEATURES
-        for layer in model.layers[:4]
+        for layer in model.layers
     )
 
 

@@ -204,11 +204,12 @@ def _model_from_layers(
 def _with_front(
     model: keras.Model, job: Job, layout: InputLayout, statistics: Statistics | None
 ) -> keras.Model:
-    """Put augmentation and front before the first layer; a model that has a front keeps its own."""
-    if has_front(model):
-        return model
-    front = [make("layers", spec) for spec in job.data.augment]
-    front += front_layers(layout, statistics)
+    """Put augmentation and front before the first layer; what the model has already stays."""
+    present = {type(layer) for layer in model.layers}
+    augment = [make("layers", spec) for spec in job.data.augment]
+    front = [layer for layer in augment if type(layer) not in present]
+    if not has_front(model):
+        front += front_layers(layout, statistics)
     if not front:
         return model
     if not isinstance(model, keras.Sequential):
