@@ -117,7 +117,8 @@ class Category:
         kind = pa.string() if self.is_text else pa.int64()
         numbers = self._lookup(_cast(pa.chunked_array([array.dictionary]), kind), kind)
         codes = array.indices.fill_null(len(numbers)).to_numpy(zero_copy_only=False)
-        return np.append(numbers, np.float32(0))[codes]
+        found: Floats = np.append(numbers, np.float32(0))[codes]
+        return found
 
     def _lookup(self, column: pa.ChunkedArray, kind: pa.DataType) -> Floats:
         known = pa.array(self.vocabulary or (), kind)
@@ -356,7 +357,7 @@ def _words(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
     return words.filter(is_word), rows[np.asarray(is_word)]
 
 
-def _part(part: str, moments: NDArray[np.int64]) -> NDArray[np.int64]:
+def _part(part: str, moments: NDArray[np.int64]) -> NDArray[Any]:
     """A part of the calendar or the clock of moments in microseconds since 1970."""
     seconds = np.floor_divide(moments, 1_000_000)
     if part == "second":
@@ -370,21 +371,21 @@ def _part(part: str, moments: NDArray[np.int64]) -> NDArray[np.int64]:
         return (days + 3) % 7  # 1970-01-01 was a Thursday
     dates = days.astype("datetime64[D]")
     years = dates.astype("datetime64[Y]")
-    if part == "year":
-        return years.astype(np.int64) + 1970
-    if part == "day_of_year":
-        return (dates - years).astype(np.int64) + 1
     months = dates.astype("datetime64[M]")
-    if part == "month":
-        return months.astype(np.int64) % 12 + 1
-    return (dates - months).astype(np.int64) + 1
+    parts: dict[str, NDArray[Any]] = {
+        "year": years.astype(np.int64) + 1970,
+        "day_of_year": (dates - years).astype(np.int64) + 1,
+        "month": months.astype(np.int64) % 12 + 1,
+        "day": (dates - months).astype(np.int64) + 1,
+    }
+    return parts[part]
 
 
-def _formed(values: NDArray[np.int64], part: str, form: str) -> NDArray[Any]:
+def _formed(values: NDArray[Any], part: str, form: str) -> NDArray[Any]:
     if form == "number":
         return values
     first, period = PERIODS[part]
-    angle = (values - first) * (2 * math.pi / period)
+    angle: NDArray[np.float64] = (values - first) * (2 * math.pi / period)
     return np.sin(angle) if form == "sine" else np.cos(angle)
 
 

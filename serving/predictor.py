@@ -173,8 +173,8 @@ def _encoded(column: InputColumn, values: Any) -> Array:
     except (pa.ArrowException, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"column {column.name!r} has {reason} One value of {column.encoding.raw_dtype} for "
-            "each row is allowed. Convert it."
+            f"column {column.name!r} has {reason} One value of "
+            f"{column.encoding and column.encoding.raw_dtype} for each row is allowed. Convert it."
         ) from None
     except DataError as error:
         raise InputError(f"column {column.name!r} has {error}") from None

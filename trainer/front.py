@@ -51,6 +51,17 @@ def _normalization(
     return keras.layers.Normalization(axis=-1, mean=mean, variance=variance, name=name, dtype=dtype)
 
 
+def columns_of(row: Any, first: int, last: int) -> Any:
+    """Numbers `[first, last)` of rows, `(rows, last - first)`, in full precision.
+
+    By layers: a model with an operation such as `row[:, 1:3]` in it does not load from .h5.
+    """
+    width = row.shape[-1]
+    column = keras.layers.Reshape((width, 1), dtype="float32")(row)
+    kept = keras.layers.Cropping1D((first, width - last), dtype="float32")(column)
+    return keras.layers.Reshape((last - first,), dtype="float32")(kept)
+
+
 def _features_model(layout: InputLayout, statistics: Statistics | None) -> keras.Model:
     """From a row `(rows, width)` to what the features become, joined to one vector.
 
@@ -60,7 +71,7 @@ def _features_model(layout: InputLayout, statistics: Statistics | None) -> keras
     parts = []
     for run in _runs(layout.features):
         first, last = run[0].offset, run[-1].offset + run[-1].size
-        part = row[:, first:last]
+        part = columns_of(row, first, last)
         if _expands(run[0]):
             parts.append(_expanded(run[0], part))
         elif statistics is not None and any(feature.is_normalized for feature in run):
@@ -102,14 +113,22 @@ def _expanded(feature: InputColumn, indices: Any) -> Any:
         raise TypeError(f"{feature.name} has no layer of its own: {encoding}")
     if encoding.output == "embedding":
         embedding = keras.layers.Embedding(
-            size,
-            encoding.embedding_size,
-            mask_zero=True,
-            name=f"embedding_{name}",
-            dtype="float32",
+            size, encoding.embedding_size, name=f"embedding_{name}", dtype="float32"
         )
-        return keras.layers.GlobalAveragePooling1D(dtype="float32")(embedding(indices))
+        shares = _shares_of_words(indices)
+        return keras.layers.Dot(axes=1, dtype="float32")([shares, embedding(indices)])
     counts = keras.layers.CategoryEncoding(
         size, output_mode=encoding.output, name=f"{encoding.output}_{name}", dtype="int32"
     )(indices)
-    return keras.ops.cast(counts[:, 1:], "float32")  # the first one counts the lack of words
+    numbers = keras.layers.Rescaling(1.0, dtype="float32")(counts)
+    return columns_of(numbers, 1, size)  # the first one counts the lack of words
+
+
+def _shares_of_words(indices: Any) -> Any:
+    """One over the number of words where there is a word, else 0: `(rows, words)`.
+
+    A text without words has zeros only. Averages under a mask would divide by zero there.
+    """
+    is_word = keras.layers.ReLU(max_value=1.0, dtype="float32")(indices)
+    unit = keras.layers.UnitNormalization(dtype="float32")(is_word)
+    return keras.layers.Multiply(dtype="float32")([unit, unit])

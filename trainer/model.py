@@ -20,7 +20,7 @@ from data_pipeline.features import InputLayout
 from data_pipeline.scan import Statistics
 from trainer import keras_adapter
 from trainer.errors import ModelError, user_code_error
-from trainer.front import front_layers, has_front
+from trainer.front import columns_of, front_layers, has_front
 
 _MODULES = {
     "layers": keras.layers,
@@ -252,7 +252,7 @@ def _with_one_input(model: keras.Model, layout: InputLayout) -> keras.Model:
     parts = {}
     for tensor in model.inputs:
         feature = known[tensor.name]
-        part = joined[:, feature.offset : feature.offset + feature.size]
+        part = columns_of(joined, feature.offset, feature.offset + feature.size)
         # In full precision: an id of a token is a number, too.
         parts[tensor.name] = keras.layers.Reshape(tensor.shape[1:], dtype="float32")(part)
     inner = keras.Model(model.inputs, model.outputs[0])  # without an optimizer of its own

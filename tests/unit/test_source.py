@@ -242,13 +242,13 @@ def source_with(path: Path, **columns: object) -> Source:
     ("columns", "changes", "message"),
     [
         (
-            {"y": ["late"]},
+            {"y": [["late"]]},
             {},
             "data.label: column 'y' holds text; numbers, booleans and lists of them are allowed. "
             "Encode it as numbers, or name another column.",
         ),
         (
-            {"a": ["EWR"]},
+            {"a": [["EWR"]]},
             {},
             "data.features: column 'a' holds text; numbers, booleans and lists of them are "
             "allowed. Encode it as numbers, or name another column.",
