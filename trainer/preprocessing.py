@@ -36,6 +36,8 @@ class RawRows:
             for name, encoding in layout.encodings.items()
             if not isinstance(encoding, Timestamp)
         }
+        for layer in self.layers.values():
+            layer.build((None,))  # only built layers can be exported
 
     def __call__(self, columns: dict[str, tf.Tensor]) -> tf.Tensor:
         """The rows of raw columns by name: `(rows, *input_shape) float32`."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from data_pipeline.encoding import Category, Encoding, Text, Timestamp, count_values
 from data_pipeline.features import InputColumn, InputLayout
 from data_pipeline.scan import Statistics
+from trainer.export import write_artifact
 from trainer.front import front_layers, has_front
 from trainer.preprocessing import RawRows, raw_spec
 
@@ -137,6 +138,34 @@ def test_a_model_with_a_front_loads_in_plain_keras(tmp_path, suffix):
     loaded = keras.saving.load_model(path)
     assert has_front(loaded)
     np.testing.assert_array_equal(loaded(ROWS), model(ROWS))
+
+
+def test_a_saved_model_takes_raw_columns_and_encoded_rows(tmp_path):
+    layout = layout_of(
+        None,
+        Category(True, 9, "one_hot", vocabulary=("x", "y")),
+        Category(False, 9, "index", vocabulary=(5, -1)),
+        Text(3, 9, "count", vocabulary=("a", "b")),
+        Timestamp(("hour", "year"), True),
+    )
+    layers = [keras.layers.Input((layout.width,)), *front_layers(layout, None)]
+    model = keras.Sequential([*layers, keras.layers.Dense(1)])
+    model.compile(loss="mse")
+    write_artifact(tmp_path / "artifact", model, layout, {}, has_h5=True, has_saved_model=True)
+    signatures = tf.saved_model.load(str(tmp_path / "artifact" / "saved_model")).signatures
+    raw = {
+        "c0": tf.constant([1.5, 2.5]),
+        "c1": tf.constant(["y", "never seen"]),
+        "c2": tf.constant([-1, 7], tf.int64),
+        "c3": tf.constant(["B? a", ""]),
+        "c4": tf.constant([6 * 3_600_000_000, -1], tf.int64),
+    }
+    rows = RawRows(layout)(raw)
+    expected = [[1.5, 2, 2, 3, 2, 0, 1, 0, 1970], [2.5, 0, 0, 0, 0, 0, -0.2588, 0.9659, 1969]]
+    np.testing.assert_allclose(rows, expected, atol=1e-4)
+    predicted = signatures["serving_default"](**raw)["prediction"]
+    np.testing.assert_allclose(predicted, model(rows), rtol=1e-6)
+    np.testing.assert_allclose(signatures["serve_rows"](rows)["prediction"], predicted, rtol=1e-6)
 
 
 def test_numbers_alone_need_no_front():
