@@ -67,7 +67,7 @@ def make_job(data: Path, runs: Path, **changes: Any) -> dict[str, Any]:
             "label": "y",
             "normalize": True,
         },
-        "train": {"epochs": 3, "global_batch_size": 37, "seed": 5},
+        "train": {"epochs": 6, "global_batch_size": 37, "seed": 5},
         "cluster": {"workers": 2},
         "runs_dir": str(runs),
         **changes,
