@@ -7,16 +7,17 @@ NaN does (`data.on_null`). Everything above works on arrays without nulls.
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline import storage
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.features import Array, InputLayout, column_to_numpy, null_rows
-from data_pipeline.source import Source
+from data_pipeline.object_stores import is_remote, reason
+from data_pipeline.source import Source, with_partitions
 
 OnNull = Literal["error", "drop", "zero"]
 
@@ -100,8 +101,8 @@ class BlockReader:
             table = self._parquet_file(index).read_row_group(group, columns=names)
         except (OSError, pa.ArrowException) as error:
             raise ReadError(
-                f"cannot read block {group} of {file.path}: {error}. The file was readable when "
-                "the run was planned; check the storage, then resume."
+                f"cannot read block {group} of {file.path}: {reason(file.path, error)}. The file "
+                "was readable when the run was planned; check the storage, then resume."
             ) from error
         if table.num_rows != file.block_rows[group]:
             raise ReadError(
@@ -109,7 +110,7 @@ class BlockReader:
                 f"{file.block_rows[group]}: the file changed. Start a new run."
             )
         try:
-            return self._to_block(table)
+            return self._to_block(with_partitions(table, file, self._source.columns))
         except DataError as error:
             raise DataError(f"{file.path}, block {group}: {error}") from None
 
@@ -117,16 +118,12 @@ class BlockReader:
         """This thread's open file; only the last one is kept open."""
         if getattr(self._open, "index", None) != index:
             file = self._source.files[index]
-            stat = Path(file.path).stat()
-            if (stat.st_size, stat.st_mtime_ns) != (file.size_bytes, file.modified_ns):
-                raise ReadError(
-                    f"{file.path} changed since the run was planned (size or time of change). "
-                    "Start a new run."
-                )
-            self._open.file = pq.ParquetFile(file.path, pre_buffer=False)
+            opened = storage.open_file(file.path, file.state)
+            # A store answers few large requests sooner than many small ones.
+            self._open.file = pq.ParquetFile(opened, pre_buffer=is_remote(file.path))
             self._open.index = index
-        opened: pq.ParquetFile = self._open.file
-        return opened
+        current: pq.ParquetFile = self._open.file
+        return current
 
     def _to_block(self, table: pa.Table) -> Block:
         layout = self._layout

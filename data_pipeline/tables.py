@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 
 from configs.errors import did_you_mean
 from configs.schema import Paths
+from data_pipeline import storage
 from data_pipeline.csv_text import CsvFile, open_csv, with_common_types
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.features import Array, column_to_numpy, null_rows
-from data_pipeline.source import PARQUET_SUFFIXES, Column, describe_field, find_files, read_footer
+from data_pipeline.object_stores import is_remote, reason
+from data_pipeline.source import PARQUET_SUFFIXES, Column, describe_field, read_footer
 
 TABLE_SUFFIXES = (*PARQUET_SUFFIXES, ".csv")
 MAX_TABLE_ROWS = 65_536
@@ -116,7 +118,7 @@ def open_tables(
 
     Args:
         name: What the error messages call the files.
-        paths: A file, a folder, a glob, or a list of these; .parquet, .pq and .csv.
+        paths: A file, a folder, a glob, or a list of these; .parquet, .pq and, local, .csv.
         columns: Columns that must be there.
         keeps_all: Give all columns of the files, not only these.
         max_rows: The most rows of a table.
@@ -125,7 +127,7 @@ def open_tables(
         DataError: A file cannot be read, a column is missing or of another type, or there is no
             row at all.
     """
-    found = find_files(name, paths, TABLE_SUFFIXES)
+    found = storage.find(name, paths, TABLE_SUFFIXES)
     with ThreadPoolExecutor(_OPEN_THREADS) as threads:
         opened = list(threads.map(lambda path: _open_file(name, path, columns, max_rows), found))
     texts = iter(with_common_types([file for file in opened if isinstance(file, CsvFile)]))
@@ -161,13 +163,14 @@ class _ParquetFile:
 
     def tables(self, columns: list[str] | tuple[str, ...]) -> Iterator[pa.Table]:
         try:
-            with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            with storage.open_file(self.path) as opened:
+                file = pq.ParquetFile(opened, pre_buffer=is_remote(self.path))
                 for batch in file.iter_batches(self.batch_rows, columns=list(columns)):
                     yield pa.Table.from_batches([batch])
         except (OSError, pa.ArrowException) as error:
             raise ReadError(
-                f"cannot read {self.path}: {error}. Its footer was readable; check the storage and "
-                "what wrote the file, then start again."
+                f"cannot read {self.path}: {reason(self.path, error)}. Its footer was readable; "
+                "check the storage and what wrote the file, then start again."
             ) from error
 
 
@@ -177,6 +180,11 @@ def _open_file(name: str, path: str, columns: Shapes, max_rows: int) -> _Parquet
     if suffix in PARQUET_SUFFIXES:
         footer, schema = read_footer(path)
         file = _ParquetFile(path, footer.rows, schema, max_rows)
+    elif suffix == ".csv" and is_remote(path):
+        raise DataError(
+            f"{name}: {path} is CSV on a store; there, {', '.join(PARQUET_SUFFIXES)} are allowed. "
+            "Copy it to a local folder, or write it as Parquet."
+        )
     elif suffix == ".csv":
         numbers = [column for column, shape in columns.items() if math.prod(shape) == 1]
         file = open_csv(path, numbers)
