@@ -365,8 +365,8 @@ def test_a_column_that_becomes_text_in_file_700_is_told_from_the_footers(tmp_pat
     with pytest.raises(DataError) as error:
         open_source("train", str(tmp_path), ["a", "y"])
     assert str(error.value) == (
-        f"data.train: column 'a' is float64 in {first} but text in {drifted}; one type in all files "
-        "is allowed. Convert the file, or leave it out."
+        f"data.train: column 'a' is float64 in {first} but text in {drifted}; one type in all "
+        "files is allowed. Convert the file, or leave it out."
     )
 
 
