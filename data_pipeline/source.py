@@ -9,7 +9,7 @@ file, where the job names them and the file has no such column. Values are left 
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
@@ -118,7 +118,7 @@ def open_source(role: str, paths: Paths, columns: Sequence[str]) -> Source:
     footers = _Footers(columns)
     with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
         opened = list(threads.map(footers.read, found))
-    partitions = _partition_columns([file for file, _ in opened])
+    partitions = partition_columns(file for file, _ in opened)
     selected = _agreed_columns(role, columns, opened, partitions)
     source = Source(role, tuple(file for file, _ in opened), selected)
     if source.rows == 0:
@@ -130,15 +130,34 @@ def open_source(role: str, paths: Paths, columns: Sequence[str]) -> Source:
     return source
 
 
-def read_footer(path: str) -> tuple[DataFile, pa.Schema]:
+def read_footer(path: str, names: Iterable[str]) -> tuple[DataFile, pa.Schema]:
     """Blocks and columns of a Parquet file; nulls are not counted.
+
+    Args:
+        path: The file.
+        names: Columns that may be folders instead.
 
     Raises:
         DataError: It is no Parquet file, or the store refuses.
         ReadError: The store does not answer.
     """
     state, footer = _footer(path)
-    return _data_file(state, footer), footer.schema.to_arrow_schema()
+    schema = footer.schema.to_arrow_schema()
+    file = _data_file(state, footer)
+    return replace(file, partitions=_partitions(path, names, schema.names)), schema
+
+
+def partition_columns(files: Iterable[DataFile]) -> dict[str, Column]:
+    """The columns that are names of folders: whole numbers if all values are, else text."""
+    texts: dict[str, set[str]] = {}
+    for file in files:
+        for name, text in file.partitions:
+            texts.setdefault(name, set()).update([] if text is None else [text])
+    columns = {}
+    for name, values in texts.items():
+        is_number = all(_WHOLE_NUMBER.fullmatch(value) for value in values)
+        columns[name] = Column(name, "int64" if is_number else "text", 1, False)
+    return columns
 
 
 def with_partitions(table: pa.Table, file: DataFile, columns: Sequence[Column]) -> pa.Table:
@@ -192,12 +211,7 @@ class _Footers:
                 if statistics is not None and statistics.has_null_count and statistics.null_count:
                     nulls[name] = nulls.get(name, 0) + statistics.null_count
         file = _data_file(state, footer)
-        folders = partitions_of(path)
-        partitions = tuple(
-            (name, folders[name])
-            for name in self._names
-            if name in folders and name not in selected.columns
-        )
+        partitions = _partitions(path, self._names, selected.columns)
         nulls |= {name: file.rows for name, text in partitions if text is None and file.rows}
         return replace(file, null_counts=nulls, partitions=partitions), selected
 
@@ -232,6 +246,14 @@ def partitions_of(path: str) -> dict[str, str | None]:
     return found
 
 
+def _partitions(
+    path: str, names: Iterable[str], held: Container[str]
+) -> tuple[tuple[str, str | None], ...]:
+    """Those of the wanted columns that the file does not hold but its folders tell."""
+    folders = partitions_of(path)
+    return tuple((name, folders[name]) for name in names if name in folders and name not in held)
+
+
 def _footer(path: str) -> tuple[storage.FileState, pq.FileMetaData]:
     try:
         state = storage.stat(path)
@@ -247,20 +269,6 @@ def _footer(path: str) -> tuple[storage.FileState, pq.FileMetaData]:
 def _data_file(state: storage.FileState, footer: pq.FileMetaData) -> DataFile:
     rows = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
     return DataFile(state.path, state.size_bytes, state.modified_ns, rows)
-
-
-def _partition_columns(files: Sequence[DataFile]) -> dict[str, Column]:
-    """The columns that are names of folders: whole numbers if all values are, else text."""
-    texts: dict[str, set[str]] = {}
-    for file in files:
-        for name, text in file.partitions:
-            texts.setdefault(name, set()).update([] if text is None else [text])
-    return {
-        name: Column(
-            name, "int64" if all(map(_WHOLE_NUMBER.fullmatch, values)) else "text", 1, False
-        )
-        for name, values in texts.items()
-    }
 
 
 def _agreed_columns(
@@ -339,6 +347,8 @@ def describe_field(field: pa.Field) -> Column:
 
 
 def _describe(column: Column) -> str:
+    if column.dtype == "null":
+        return "null in all rows"
     if not column.is_list:
         return column.dtype
     return f"lists of {column.size or 'any number of'} {column.dtype}"

@@ -25,10 +25,18 @@ START_S = 60
 STOP_S = 20
 
 
+def forget_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that says nothing of stores."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "LOCKSTEP_STORAGE_")):
+            monkeypatch.delenv(name)
+
+
 class MemoryStores:
     """Takes the place of all stores; a bucket is a folder of one file system in memory."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        forget_stores(monkeypatch)
         self.system = fs._MockFileSystem()
         monkeypatch.setattr(object_stores, "_connect", self._connect)
 

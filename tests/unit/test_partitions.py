@@ -13,6 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.features import input_layout
 from data_pipeline.scan import scan
 from data_pipeline.source import Column, Source, open_source, partitions_of, with_partitions
+from data_pipeline.tables import open_tables
 from tests.support.parquet import write_parquet
 
 ROWS = {"a": [1.0, 2.0, 3.0], "y": [0, 1, 0]}
@@ -138,3 +139,21 @@ def test_keys_are_offered_where_a_name_is_wrong(tmp_path):
     with pytest.raises(DataError) as error:
         opened(tmp_path, ["yaer", "y"], "year=1")
     assert str(error.value).endswith("it has a, y, year. Did you mean 'year'?")
+
+
+def test_tables_for_prediction_have_the_folders_columns_too(tmp_path):
+    opened(tmp_path, ["y"], "month=1/carrier=EV", "month=12/carrier=9")
+    tables = open_tables("input", str(tmp_path), {"a": (), "month": ()})
+    rows = [rows.table.to_pylist() for rows in tables]
+    assert rows == [[{"a": a, "month": month} for a in ROWS["a"]] for month in (1, 12)]
+    only = open_tables("input", str(tmp_path), {"month": ()}, keeps_all=False)
+    assert sum(rows.table.num_rows for rows in only) == only.rows == 6
+    with pytest.raises(DataError, match="'carrier' of .* holds text; numbers or booleans are"):
+        open_tables("input", str(tmp_path), {"carrier": ()})
+
+
+def test_a_file_without_any_value_among_others(tmp_path):
+    first = write_parquet(tmp_path / "1.parquet", {**ROWS, "a": pa.nulls(3)})
+    with pytest.raises(DataError) as error:
+        opened(tmp_path, ["a", "y"], "other")
+    assert f"column 'a' is null in all rows in {first} but float64 in " in str(error.value)

@@ -1,4 +1,4 @@
-"""Files by name: found alike locally and on stores, written whole; and whose fault a failure is."""
+"""Files by name: found and read alike locally and on stores, and written whole."""
 
 import datetime
 import os
@@ -13,7 +13,6 @@ from data_pipeline import object_stores, storage
 from data_pipeline.blocks import BlockReader
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.features import input_layout
-from data_pipeline.object_stores import Limits, failures_of, reason, store_of
 from data_pipeline.source import open_source
 from data_pipeline.tables import open_tables
 from tests.support.parquet import write_parquet
@@ -23,19 +22,9 @@ SUFFIXES = (".parquet", ".pq")
 SECRET = "wJalrXUtnFEMI-K7MDENG"
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(("AWS_", "LOCKSTEP_STORAGE_")):
-            monkeypatch.delenv(name)
-
-
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryStores:
     return MemoryStores(monkeypatch)
-
-
-# Finding
 
 
 @pytest.fixture
@@ -186,9 +175,6 @@ def test_secrets_in_uris_are_refused_and_not_repeated(uri):
     assert SECRET not in str(error.value)
 
 
-# Reading and writing
-
-
 def test_the_state_of_a_file_tells_it_from_a_later_one(tmp_path, memory):
     local = str(tmp_path / "x")
     for path in (local, "gs://bucket/a/x"):
@@ -331,168 +317,4 @@ def test_csv_on_a_store_is_refused(memory):
     assert str(error.value) == (
         "input: s3://bucket/x.csv is CSV on a store; there, .parquet, .pq are allowed. Copy it to "
         "a local folder, or write it as Parquet."
-    )
-
-
-# Connections
-
-
-class FakeS3:
-    """Takes what pyarrow's client takes."""
-
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-
-
-@pytest.fixture
-def fake_s3(monkeypatch: pytest.MonkeyPatch) -> None:
-    object_stores._connect.cache_clear()
-    monkeypatch.setattr(fs, "S3FileSystem", FakeS3)
-
-
-def options_of(uri: str) -> dict[str, Any]:
-    options = dict(store_of(uri).system.options)
-    options["attempts"] = options.pop("retry_strategy").max_attempts
-    return options
-
-
-def test_the_environment_says_where_a_store_is(fake_s3, monkeypatch):
-    patience = {"connect_timeout": 10, "request_timeout": 10, "attempts": 5}
-    assert options_of("s3://bucket/x") == {"region": "us-east-1", **patience}
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    assert options_of("s3://bucket/x")["region"] == "eu-west-1"
-    monkeypatch.setenv("AWS_REGION", "eu-north-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://elsewhere")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000/")
-    monkeypatch.setenv("LOCKSTEP_STORAGE_ATTEMPTS", "2")
-    monkeypatch.setenv("LOCKSTEP_STORAGE_TIMEOUT_S", "1.5")
-    assert options_of("s3://bucket/x") == {
-        "region": "eu-north-1",
-        "scheme": "http",
-        "endpoint_override": "127.0.0.1:9000",
-        "connect_timeout": 1.5,
-        "request_timeout": 1.5,
-        "attempts": 2,
-    }
-    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
-    assert options_of("s3://bucket/x")["endpoint_override"] == "elsewhere"
-
-
-def test_a_connection_is_made_once_a_process(fake_s3, monkeypatch):
-    mine = store_of("s3://bucket/x")
-    assert store_of("s3://bucket/y") is mine
-    assert store_of("s3://other/x") is not mine
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    assert store_of("s3://bucket/x") is not mine
-
-
-@pytest.mark.parametrize("value", ["127.0.0.1:9000", "ftp://host", f"http://me:{SECRET}@host"])
-def test_endpoints_that_are_no_address(fake_s3, monkeypatch, value):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", value)
-    with pytest.raises(DataError) as error:
-        store_of("s3://bucket/x")
-    assert str(error.value) == (
-        "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL is no address of a store; http://host:port and "
-        "https://host:port are allowed. Correct it."
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "allowed"),
-    [
-        ("LOCKSTEP_STORAGE_ATTEMPTS", "0", "1 to 20"),
-        ("LOCKSTEP_STORAGE_ATTEMPTS", "2.5", "1 to 20"),
-        ("LOCKSTEP_STORAGE_ATTEMPTS", "many", "1 to 20"),
-        ("LOCKSTEP_STORAGE_TIMEOUT_S", "nan", "1 to 600"),
-        ("LOCKSTEP_STORAGE_TIMEOUT_S", "601", "1 to 600"),
-    ],
-)
-def test_patience_out_of_range(monkeypatch, name, value, allowed):
-    monkeypatch.setenv(name, value)
-    with pytest.raises(DataError, match=rf"^{name}={value} in the environment; a .* {allowed} is"):
-        Limits.from_environment()
-
-
-# Failures
-
-
-def failure(text: str, path: str = "s3://bucket/x", kind: type[OSError] = OSError) -> Exception:
-    with pytest.raises((DataError, ReadError)) as error, failures_of(path):
-        raise kind(text)
-    return error.value
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "AWS Error ACCESS_DENIED during HeadObject operation: No response body.",
-        "AWS Error INVALID_ACCESS_KEY_ID during GetObject operation: no such key",
-        "AWS Error UNKNOWN (HTTP status 403) during HeadObject operation: No response body",
-        "google::cloud::Status(PERMISSION_DENIED: Permanent error in GetObjectMetadata)",
-    ],
-)
-def test_a_store_that_refuses_is_the_users_mistake(text):
-    error = failure(text)
-    assert isinstance(error, DataError)
-    assert str(error) == (
-        f"s3://bucket/x: the store (Amazon S3, region us-east-1) refuses access: "
-        f"{text.rstrip('.')}. Credentials that may read it are needed. AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY not set in the environment: set them."
-    )
-    assert "client library" in str(failure(text, "gs://bucket/x"))
-
-
-def test_what_else_is_the_users_mistake(monkeypatch):
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA0123456789")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    refused = failure(f"AWS Error ACCESS_DENIED: AKIA0123456789 {SECRET} http://h/x?X-Amz=y z")
-    assert "ACCESS_DENIED: *** *** http://h/x z. " in str(refused)
-    assert str(refused).endswith(
-        "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, and what they allow."
-    )
-    missing = failure("AWS Error NO_SUCH_BUCKET during ListObjectsV2 operation: none")
-    assert isinstance(missing, DataError)
-    assert "has no such bucket" in str(missing)
-    elsewhere = failure("AWS Error UNKNOWN (HTTP status 301) during HeadBucket operation: none")
-    assert isinstance(elsewhere, DataError)
-    assert str(elsewhere).endswith("Set AWS_REGION to the bucket's region.")
-    assert isinstance(failure("no", "hdfs://host/x", PermissionError), DataError)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "AWS Error UNKNOWN (HTTP status 503) during HeadObject operation: No response body.",
-        "AWS Error SLOW_DOWN during HeadObject operation: Please reduce your request rate.",
-        "AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7, no connection",
-    ],
-)
-def test_a_store_that_fails_is_not_the_users_mistake(text):
-    error = failure(text)
-    assert isinstance(error, ReadError)
-    assert (error.exit_status, error.is_retryable) == (3, True)
-    assert str(error) == (
-        f"s3://bucket/x: the store (Amazon S3, region us-east-1) failed: {text.rstrip('.')}. Gave "
-        "up after 0.0 s and 5 attempt(s) of at most 10 s each. Check the store and the way to it, "
-        "then start again; LOCKSTEP_STORAGE_ATTEMPTS and LOCKSTEP_STORAGE_TIMEOUT_S in the "
-        "environment set the patience."
-    )
-
-
-def test_what_is_no_failure_of_a_store_stays_what_it_is():
-    with pytest.raises(FileNotFoundError), failures_of("s3://bucket/x"):
-        raise FileNotFoundError
-    with pytest.raises(OSError, match="^bad"), failures_of("x"):
-        raise OSError("bad")
-    with pytest.raises(OSError, match="^bad"), failures_of("s3://bucket/x", is_reading=True):
-        raise OSError("bad bytes")
-    with pytest.raises(ReadError), failures_of("s3://bucket/x", is_reading=True):
-        raise OSError("AWS Error SLOW_DOWN")
-
-
-def test_the_reason_of_a_failed_read_tells_how_long_a_store_was_asked():
-    assert reason("x", OSError("AWS Error.")) == "AWS Error"
-    assert reason("s3://bucket/x", OSError("bad bytes.\n")) == "bad bytes"
-    assert reason("s3://bucket/x", OSError("AWS Error SLOW_DOWN")) == (
-        "AWS Error SLOW_DOWN (after 5 attempt(s) of at most 10 s each)"
     )
