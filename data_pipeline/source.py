@@ -166,10 +166,12 @@ def with_partitions(table: pa.Table, file: DataFile, columns: Sequence[Column]) 
     Args:
         table: The columns that the file itself holds.
         file: The file.
-        columns: The source's columns; they tell the types.
+        columns: The wanted columns, of the types that they have in the source.
     """
     kinds = {column.name: column.dtype for column in columns} if file.partitions else {}
     for name, text in file.partitions:
+        if name not in kinds:
+            continue
         is_number = kinds[name] == "int64"
         value = int(text) if is_number and text is not None else text
         constant = pa.scalar(value, pa.int64() if is_number else pa.string())

@@ -176,6 +176,23 @@ def write_whole(path: str, data: bytes) -> None:
         file.write(data)
 
 
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """A local path with a file's bytes while the block lasts, for what reads paths only.
+
+    Raises as `open_file`.
+    """
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=posixpath.splitext(path)[1]) as copy:
+        with open_file(path) as file, failures_of(path):
+            while data := file.read(_COPY_BYTES):
+                copy.write(data)
+        copy.flush()
+        yield copy.name
+
+
 def make_folder(path: str) -> None:
     """Make a folder and those above it; a store needs none. Safe to repeat."""
     if not is_remote(path):

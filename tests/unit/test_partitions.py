@@ -60,6 +60,8 @@ def test_partitions_are_columns_of_whole_numbers_or_text(tmp_path):
     ]
     assert [table["year"].to_pylist() for table in tables] == [[2013] * 2, [-7] * 2, [7] * 2]
     assert [table["carrier"].to_pylist() for table in tables] == [["EV"] * 2, ["9"] * 2, [None] * 2]
+    only = with_partitions(pa.table({"a": [1.0]}), by_year["2013"], source.columns[:2])
+    assert only.column_names == ["a", "year"]
     assert {table["carrier"].type for table in tables} == {pa.string()}
 
 

@@ -238,6 +238,19 @@ def test_a_new_object_appears_whole(memory):
     assert storage.open_file(path).read() == b"new" * 10
 
 
+def test_readers_of_paths_get_a_local_copy(tmp_path, memory):
+    remote = memory.put("s3://bucket/a.npy", b"123")
+    with storage.local_copy(remote) as path:
+        assert path.endswith(".npy")
+        assert Path(path).read_bytes() == b"123"
+    assert not Path(path).exists()
+    local = tmp_path / "x"
+    local.write_bytes(b"1")
+    with storage.local_copy(str(local)) as path:
+        assert path == str(local)
+    assert local.exists()
+
+
 class Broken(Exception):
     pass
 
