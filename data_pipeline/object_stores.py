@@ -158,10 +158,11 @@ def reason(path: str, error: Exception) -> str:
 
     The text has no full stop at its end.
     """
-    text = _without_secrets(str(error)).rstrip(". \n")
-    if is_remote(path) and _OF_STORE.search(text):
-        return f"{text} (after {Limits.from_environment()})"
-    return text
+    text = str(error).rstrip(". \n")
+    if not is_remote(path):
+        return text
+    text = _without_secrets(text)
+    return f"{text} (after {Limits.from_environment()})" if _OF_STORE.search(text) else text
 
 
 def whereabouts(scheme: str) -> str:
