@@ -46,7 +46,7 @@ def both(tmp_path: Path, memory: MemoryStores) -> Path:
 @pytest.mark.parametrize(
     ("entry", "count"),
     [
-        ("", 6),
+        ("", 7),
         ("b", 3),
         ("b/", 3),
         ("b/deep", 1),
@@ -62,7 +62,7 @@ def both(tmp_path: Path, memory: MemoryStores) -> Path:
         ("**/1.parquet", 3),
         ("b/**/x.pq", 1),
         ("b/**/er/**", 1),
-        ("**", 9),
+        ("**", 10),
         ("c/y=[!1]/*", 2),
         ("c/*/1.parquet", 2),
         ("c/y=2/[[]x].parquet", 1),
