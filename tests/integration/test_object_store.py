@@ -190,7 +190,9 @@ def test_an_object_that_is_not_there(remote):
 def test_wrong_credentials(remote, server):
     def set_free_requests(count: int) -> None:
         request = urllib.request.Request(
-            f"{server}/moto-api/reset-auth", data=str(count).encode(), method="POST"
+            f"{server}/moto-api/reset-auth",
+            data=str(count).encode(),
+            headers={"Content-Type": "text/plain"},
         )
         with urllib.request.urlopen(request, timeout=10) as answer:
             answer.read()
