@@ -41,6 +41,7 @@ _REFUSED = re.compile(
 _NO_BUCKET = re.compile(
     r"NO_SUCH_BUCKET|NoSuchBucket|ContainerNotFound|bucket does not exist", re.I
 )
+_NO_CLIENT = re.compile(r"libjvm|libhdfs", re.I)
 _ELSEWHERE = re.compile(r"HTTP status 301|PermanentRedirect|AuthorizationHeaderMalformed", re.I)
 
 
@@ -162,7 +163,8 @@ def reason(path: str, error: Exception) -> str:
     if not is_remote(path):
         return text
     text = _without_secrets(text)
-    return f"{text} (after {Limits.from_environment()})" if _OF_STORE.search(text) else text
+    is_counted = path.startswith("s3:") and _OF_STORE.search(text)
+    return f"{text} (after {Limits.from_environment()})" if is_counted else text
 
 
 def whereabouts(scheme: str) -> str:
@@ -227,15 +229,21 @@ def _connect(process: int, scheme: str, authority: str, options: _S3Options) -> 
             seconds = options.limits.attempts * options.limits.timeout_s
             limit = f"?retry_limit_seconds={seconds:g}"
         system, root = fs.FileSystem.from_uri(f"{prefix}/{limit}")
-    if not root:  # an account as a whole: its systems' names begin without a slash
+    root = root.rstrip("/")
+    if not root and scheme.startswith("abfs"):  # an account; its containers begin without a slash
         return Store(system, f"{prefix}/", root)
-    return Store(system, prefix, root.rstrip("/"))
+    return Store(system, prefix, root)
 
 
 def _explained(path: str, error: OSError, elapsed_s: float) -> DataError | ReadError:
-    text = _without_secrets(str(error)).rstrip(". \n")
+    text = _without_secrets(str(error).partition("\n")[0]).rstrip(". ")
     scheme = path.partition("://")[0]
     place = whereabouts(scheme)
+    if _NO_CLIENT.search(text):
+        return DataError(
+            f"{path}: {scheme}:// needs Java and Hadoop's client on this machine: {text}. Install "
+            "them and set JAVA_HOME and HADOOP_HOME, or name files on another store."
+        )
     if _REFUSED.search(text) or isinstance(error, PermissionError):
         return DataError(
             f"{path}: the store ({place}) refuses access: {text}. Credentials that may read it are "
@@ -251,11 +259,16 @@ def _explained(path: str, error: OSError, elapsed_s: float) -> DataError | ReadE
             f"{path}: the bucket is not where it was looked for ({place}): {text}. Set AWS_REGION "
             "to the bucket's region."
         )
+    patience = remedy = ""
+    if scheme == "s3":
+        patience = f" and {Limits.from_environment()}"
+        remedy = (
+            "; LOCKSTEP_STORAGE_ATTEMPTS and LOCKSTEP_STORAGE_TIMEOUT_S in the environment set the "
+            "patience"
+        )
     return ReadError(
-        f"{path}: the store ({place}) failed: {text}. Gave up after {elapsed_s:.1f} s and "
-        f"{Limits.from_environment()}. Check the store and the way to it, then start again; "
-        "LOCKSTEP_STORAGE_ATTEMPTS and LOCKSTEP_STORAGE_TIMEOUT_S in the environment set the "
-        "patience."
+        f"{path}: the store ({place}) failed: {text}. Gave up after {elapsed_s:.1f} s{patience}. "
+        f"Check the store and the way to it, then start again{remedy}."
     )
 
 

@@ -21,6 +21,7 @@ import errno
 import fnmatch
 import functools
 import glob
+import io
 import os
 import posixpath
 import secrets
@@ -143,8 +144,8 @@ def open_file(path: str, planned: FileState | None = None) -> pa.NativeFile:
 def new_file(path: str) -> Iterator[IO[bytes]]:
     """A stream whose bytes appear at `path`, whole, when the block ends without an error.
 
-    Else nothing appears, and what was there stays. An object is collected on local disk and then
-    put; a local file is synced before it gets its name. Its folder must exist.
+    Else nothing appears, and what was there stays. An object is collected in memory and then put
+    at once; a local file is synced before it gets its name. Its folder must exist.
 
     Raises:
         OSError: The local disk fails.
@@ -152,10 +153,13 @@ def new_file(path: str) -> Iterator[IO[bytes]]:
         ReadError: The store does not answer.
     """
     if is_remote(path):
-        with tempfile.TemporaryFile() as file:
-            yield file
-            file.seek(0)
-            _put(path, file)
+        whole = io.BytesIO()
+        yield whole
+        store = store_of(path)
+        # A stream that is closed is an object, however much was written: so nothing but the store
+        # may fail between opening and closing.
+        with failures_of(path), store.system.open_output_stream(store.inner(path)) as out:
+            out.write(whole.getbuffer())
         return
     target = Path(path)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
@@ -207,13 +211,6 @@ def remove(path: str) -> None:
     store = store_of(path)
     with contextlib.suppress(FileNotFoundError), failures_of(path):
         store.system.delete_file(store.inner(path))
-
-
-def _put(path: str, file: IO[bytes]) -> None:
-    store = store_of(path)
-    with failures_of(path), store.system.open_output_stream(store.inner(path)) as out:
-        while data := file.read(_COPY_BYTES):
-            out.write(data)
 
 
 def _sync_folder(folder: Path) -> None:

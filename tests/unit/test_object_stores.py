@@ -158,6 +158,41 @@ def test_a_store_that_fails_is_not_the_users_mistake(text):
     )
 
 
+def test_only_what_counts_for_a_store_is_said_of_it():
+    error = failure("google::cloud::Status(UNAVAILABLE: try later)", "gs://bucket/x")
+    assert str(error) == (
+        "gs://bucket/x: the store (gs://) failed: google::cloud::Status(UNAVAILABLE: try later). "
+        "Gave up after 0.0 s. Check the store and the way to it, then start again."
+    )
+    error = failure("Unable to load libjvm\ndlopen failed", "hdfs://host/x")
+    assert isinstance(error, DataError)
+    assert str(error) == (
+        "hdfs://host/x: hdfs:// needs Java and Hadoop's client on this machine: Unable to load "
+        "libjvm. Install them and set JAVA_HOME and HADOOP_HOME, or name files on another store."
+    )
+
+
+@pytest.mark.parametrize(
+    ("uri", "prefix", "inner"),
+    [
+        ("gs://bucket/x/y", "gs://bucket", "bucket/x/y"),
+        (
+            "abfs://files@account.dfs.core.windows.net/x/y",
+            "abfs://files@account.dfs.core.windows.net",
+            "files/x/y",
+        ),
+        (
+            "abfss://account.dfs.core.windows.net/files/x",
+            "abfss://account.dfs.core.windows.net/",
+            "files/x",
+        ),
+    ],
+)
+def test_names_of_other_stores_go_both_ways(uri, prefix, inner):
+    store = store_of(uri)
+    assert (store.prefix, store.inner(uri), store.uri(inner)) == (prefix, inner, uri)
+
+
 def test_what_is_no_failure_of_a_store_stays_what_it_is():
     with pytest.raises(FileNotFoundError), failures_of("s3://bucket/x"):
         raise FileNotFoundError
