@@ -8,13 +8,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline import storage
 from data_pipeline.encoding import Category
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.features import (
@@ -26,7 +26,8 @@ from data_pipeline.features import (
     feature_values,
     null_rows,
 )
-from data_pipeline.source import Source
+from data_pipeline.object_stores import is_remote, reason
+from data_pipeline.source import Source, with_partitions
 
 OnNull = Literal["error", "drop", "zero"]
 
@@ -94,32 +95,28 @@ class TableReader:
             table = self._parquet_file(index).read_row_group(group, columns=self._columns)
         except (OSError, pa.ArrowException) as error:
             raise ReadError(
-                f"cannot read block {group} of {file.path}: {error}. The file was readable when "
-                "the run was planned; check the storage, then resume."
+                f"cannot read block {group} of {file.path}: {reason(file.path, error)}. The file "
+                "was readable when the run was planned; check the storage, then resume."
             ) from error
         if table.num_rows != file.block_rows[group]:
             raise ReadError(
                 f"block {group} of {file.path} has {table.num_rows} rows, planned were "
                 f"{file.block_rows[group]}: the file changed. Start a new run."
             )
-        return table
+        return with_partitions(table, file, self._source.columns)
 
     def _parquet_file(self, index: int) -> pq.ParquetFile:
         """This thread's open file; only the last one is kept open."""
         if getattr(self._open, "index", None) != index:
             file = self._source.files[index]
-            stat = Path(file.path).stat()
-            if (stat.st_size, stat.st_mtime_ns) != (file.size_bytes, file.modified_ns):
-                raise ReadError(
-                    f"{file.path} changed since the run was planned (size or time of change). "
-                    "Start a new run."
-                )
+            opened = storage.open_file(file.path, file.state)
+            # A store answers few large requests sooner than many small ones.
             self._open.file = pq.ParquetFile(
-                file.path, pre_buffer=False, read_dictionary=self._dictionaries
+                opened, pre_buffer=is_remote(file.path), read_dictionary=self._dictionaries
             )
             self._open.index = index
-        opened: pq.ParquetFile = self._open.file
-        return opened
+        current: pq.ParquetFile = self._open.file
+        return current
 
 
 class BlockReader:

@@ -8,7 +8,7 @@ blocks instead (`data_pipeline.blocks`).
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,21 @@ import pyarrow.parquet as pq
 
 from configs.errors import did_you_mean
 from configs.schema import Paths
+from data_pipeline import storage
 from data_pipeline.csv_text import CsvFile, open_csv, with_common_types
 from data_pipeline.encoding import RawKind
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.features import Array, column_to_numpy, null_rows
-from data_pipeline.source import PARQUET_SUFFIXES, Column, describe_field, find_files, read_footer
+from data_pipeline.object_stores import is_remote, reason
+from data_pipeline.source import (
+    PARQUET_SUFFIXES,
+    Column,
+    DataFile,
+    describe_field,
+    partition_columns,
+    read_footer,
+    with_partitions,
+)
 
 TABLE_SUFFIXES = (*PARQUET_SUFFIXES, ".csv")
 MAX_TABLE_ROWS = 65_536
@@ -124,7 +134,7 @@ def open_tables(
 
     Args:
         name: What the error messages call the files.
-        paths: A file, a folder, a glob, or a list of these; .parquet, .pq and .csv.
+        paths: A file, a folder, a glob, or a list of these; .parquet, .pq and, local, .csv.
         columns: Columns that must be there.
         keeps_all: Give all columns of the files, not only these.
         max_rows: The most rows of a table.
@@ -133,11 +143,14 @@ def open_tables(
         DataError: A file cannot be read, a column is missing or of another type, or there is no
             row at all.
     """
-    found = find_files(name, paths, TABLE_SUFFIXES)
+    found = storage.find(name, paths, TABLE_SUFFIXES)
     with ThreadPoolExecutor(_OPEN_THREADS) as threads:
         opened = list(threads.map(lambda path: _open_file(name, path, columns, max_rows), found))
     texts = iter(with_common_types([file for file in opened if isinstance(file, CsvFile)]))
-    files = tuple(next(texts) if isinstance(file, CsvFile) else file for file in opened)
+    folders = partition_columns(file.footer for file in opened if isinstance(file, _ParquetFile))
+    files = tuple(
+        next(texts) if isinstance(file, CsvFile) else file.with_types(folders) for file in opened
+    )
     for file in files:
         for column, wanted in columns.items():
             found_type = describe_field(file.schema.field(column))
@@ -166,29 +179,52 @@ def null_error(name: str, nulls: Mapping[tuple[str, str], int], alternative: str
 
 @dataclass(frozen=True)
 class _ParquetFile:
-    path: str
-    rows: int
+    footer: DataFile
     schema: pa.Schema
     batch_rows: int
+    folders: tuple[Column, ...] = ()
+
+    @property
+    def path(self) -> str:
+        return self.footer.path
+
+    @property
+    def rows(self) -> int:
+        return self.footer.rows
+
+    def with_types(self, folders: Mapping[str, Column]) -> "_ParquetFile":
+        """The file with the columns that are names of folders, of the types common to all files."""
+        mine = tuple(folders[name] for name, _ in self.footer.partitions)
+        fields = [pa.field(c.name, pa.int64() if c.dtype == "int64" else pa.string()) for c in mine]
+        return replace(self, schema=pa.schema([*self.schema, *fields]), folders=mine)
 
     def tables(self, columns: list[str] | tuple[str, ...]) -> Iterator[pa.Table]:
         try:
-            with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            with storage.open_file(self.path) as opened:
+                file = pq.ParquetFile(opened, pre_buffer=is_remote(self.path))
                 for batch in file.iter_batches(self.batch_rows, columns=list(columns)):
-                    yield pa.Table.from_batches([batch])
+                    table = pa.Table.from_batches([batch])
+                    yield with_partitions(table, self.footer, self.folders)
         except (OSError, pa.ArrowException) as error:
             raise ReadError(
-                f"cannot read {self.path}: {error}. Its footer was readable; check the storage and "
-                "what wrote the file, then start again."
+                f"cannot read {self.path}: {reason(self.path, error)}. Its footer was readable; "
+                "check the storage and what wrote the file, then start again."
             ) from error
 
 
 def _open_file(name: str, path: str, columns: Wanted, max_rows: int) -> _ParquetFile | CsvFile:
     suffix = Path(path).suffix.lower()
     file: _ParquetFile | CsvFile
+    folders: list[str] = []
     if suffix in PARQUET_SUFFIXES:
-        footer, schema = read_footer(path)
-        file = _ParquetFile(path, footer.rows, schema, max_rows)
+        footer, schema = read_footer(path, columns)
+        file = _ParquetFile(footer, schema, max_rows)
+        folders = [folder for folder, _ in footer.partitions]
+    elif suffix == ".csv" and is_remote(path):
+        raise DataError(
+            f"{name}: {path} is CSV on a store; there, {', '.join(PARQUET_SUFFIXES)} are allowed. "
+            "Copy it to a local folder, or write it as Parquet."
+        )
     elif suffix == ".csv":
         numbers = [
             column
@@ -201,12 +237,11 @@ def _open_file(name: str, path: str, columns: Wanted, max_rows: int) -> _Parquet
             f"{name}: {path} ends with {suffix or 'no suffix'}; {', '.join(TABLE_SUFFIXES)} are "
             "allowed. Convert the file, or leave it out."
         )
-    _check_names(name, path, file.schema, columns)
+    _check_names(name, path, [*file.schema.names, *folders], columns)
     return file
 
 
-def _check_names(name: str, path: str, schema: pa.Schema, columns: Wanted) -> None:
-    names = schema.names
+def _check_names(name: str, path: str, names: list[str], columns: Wanted) -> None:
     twice = sorted({column for column in names if names.count(column) > 1})
     if twice:
         raise DataError(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from configs.schema import Job
 from data_pipeline.features import InputLayout
+from data_pipeline.object_stores import is_remote
 from data_pipeline.plan import Plan
 from data_pipeline.scan import Scan, Statistics
 from data_pipeline.source import Source
@@ -48,7 +49,10 @@ class PlannedData:
             role: replace(
                 source,
                 files=tuple(
-                    replace(file, path=str(Path(file.path).absolute())) for file in source.files
+                    file
+                    if is_remote(file.path)
+                    else replace(file, path=str(Path(file.path).absolute()))
+                    for file in source.files
                 ),
             )
             for role, source in self.sources.items()
