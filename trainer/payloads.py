@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from configs.schema import Job
 from data_pipeline.features import InputLayout
-from data_pipeline.object_stores import is_remote
 from data_pipeline.plan import Plan
 from data_pipeline.scan import Scan, Statistics
 from data_pipeline.source import Source
+from data_pipeline.storage import absolute
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -48,12 +48,7 @@ class PlannedData:
         sources = {
             role: replace(
                 source,
-                files=tuple(
-                    file
-                    if is_remote(file.path)
-                    else replace(file, path=str(Path(file.path).absolute()))
-                    for file in source.files
-                ),
+                files=tuple(replace(file, path=absolute(file.path)) for file in source.files),
             )
             for role, source in self.sources.items()
         }
