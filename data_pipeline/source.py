@@ -141,8 +141,7 @@ def read_footer(path: str, names: Iterable[str]) -> tuple[DataFile, pa.Schema]:
         DataError: It is no Parquet file, or the store refuses.
         ReadError: The store does not answer.
     """
-    state, footer = _footer(path)
-    schema = footer.schema.to_arrow_schema()
+    state, footer, schema = _footer(path)
     file = _data_file(state, footer)
     return replace(file, partitions=_partitions(path, names, schema.names)), schema
 
@@ -203,8 +202,8 @@ class _Footers:
 
     def read(self, path: str) -> _Opened:
         """One file, and what its schema has of the job's columns."""
-        state, footer = _footer(path)
-        selected = self._select(footer)
+        state, footer, schema = _footer(path)
+        selected = self._select(footer, schema)
         nulls: dict[str, int] = {}
         for group in range(footer.num_row_groups if selected.leaves else 0):
             chunks = footer.row_group(group)
@@ -217,21 +216,21 @@ class _Footers:
         nulls |= {name: file.rows for name, text in partitions if text is None and file.rows}
         return replace(file, null_counts=nulls, partitions=partitions), selected
 
-    def _select(self, footer: pq.FileMetaData) -> _Selected:
-        schema = footer.schema.to_arrow_schema()
+    def _select(self, footer: pq.FileMetaData, schema: pa.Schema) -> _Selected:
         for known in reversed(self._known[-_KNOWN_SCHEMAS:]):
             if known.schema.equals(schema):
                 return known
         names = {name for name in self._names if name in schema.names}
         leaves = []
-        for leaf in range(footer.num_columns):
-            path = footer.schema.column(leaf).path
+        for leaf in range(footer.num_columns if footer.num_row_groups else 0):
+            path = footer.row_group(0).column(leaf).path_in_schema
             name = path if path in names else path.partition(".")[0]
             if name in names:
                 leaves.append((name, leaf))
         columns = {name: describe_field(schema.field(name)) for name in names}
         selected = _Selected(schema, columns, tuple(leaves))
-        self._known.append(selected)
+        if footer.num_row_groups:  # without one there are no leaves to be learned
+            self._known.append(selected)
         return selected
 
 
@@ -256,11 +255,14 @@ def _partitions(
     return tuple((name, folders[name]) for name in names if name in folders and name not in held)
 
 
-def _footer(path: str) -> tuple[storage.FileState, pq.FileMetaData]:
+def _footer(path: str) -> tuple[storage.FileState, pq.FileMetaData, pa.Schema]:
     try:
         state = storage.stat(path)
-        with storage.open_file(path) as file, failures_of(path, is_reading=True):
-            return state, pq.read_metadata(file)
+        with storage.open_file(path) as opened, failures_of(path, is_reading=True):
+            file = pq.ParquetFile(opened)
+            # Never `metadata.schema`: it and the metadata hold each other, and until the garbage
+            # collector finds them a thousand footers take a hundred megabytes.
+            return state, file.metadata, file.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"{path} is not a readable Parquet file: {error}. Parquet files are allowed; convert "

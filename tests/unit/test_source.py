@@ -1,10 +1,12 @@
 """From what a job calls its data to files, blocks and columns; and what is said of bad ones."""
 
+import gc
 import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from configs.schema import DataConfig
@@ -353,6 +355,29 @@ def test_a_column_with_values_in_one_file_only(tmp_path):
     write(tmp_path / "2.parquet", {"a": [1.0], "y": [1]})
     source = open_source("train", str(tmp_path), ["a", "y"])
     assert [file.null_counts for file in source.files] == [{"a": 5}, {}]
+
+
+def test_nulls_are_counted_in_files_that_follow_an_empty_one(tmp_path):
+    columns = {"a": pa.array([None, 1.0], pa.float64()), "y": [1, 2]}
+    table = pa.table(columns)
+    pq.ParquetWriter(tmp_path / "1.parquet", table.schema).close()
+    write(tmp_path / "2.parquet", columns)
+    source = open_source("train", str(tmp_path), ["a", "y"])
+    assert [(file.block_rows, file.null_counts) for file in source.files] == [
+        ((), {}),
+        ((2,), {"a": 1}),
+    ]
+
+
+def test_footers_do_not_wait_for_the_garbage_collector(tmp_path):
+    write(tmp_path / "1.parquet")
+    gc.collect()
+    gc.disable()
+    try:
+        open_source("train", str(tmp_path), ["a", "y"])
+        assert not [held for held in gc.get_objects() if isinstance(held, pq.FileMetaData)]
+    finally:
+        gc.enable()
 
 
 def test_a_column_that_becomes_text_in_file_700_is_told_from_the_footers(tmp_path):
