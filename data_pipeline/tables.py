@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from configs.errors import did_you_mean
 from configs.schema import Paths
-from data_pipeline.csv_text import CsvFile, open_csv, with_common_types
+from data_pipeline.csv_text import CsvFile, CsvRules, open_csv, with_common_types
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.features import Array, column_to_numpy, null_rows
 from data_pipeline.source import PARQUET_SUFFIXES, Column, describe_field, find_files, read_footer
@@ -179,7 +179,7 @@ def _open_file(name: str, path: str, columns: Shapes, max_rows: int) -> _Parquet
         file = _ParquetFile(path, footer.rows, schema, max_rows)
     elif suffix == ".csv":
         numbers = [column for column, shape in columns.items() if math.prod(shape) == 1]
-        file = open_csv(path, numbers)
+        file = open_csv(path, CsvRules(numbers))
     else:
         raise DataError(
             f"{name}: {path} ends with {suffix or 'no suffix'}; {', '.join(TABLE_SUFFIXES)} are "

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from configs.errors import EnvironmentFailure, UserError
-    from configs.schema import Job
-    from lockstep.api import Interrupted, Run, TrainOptions, train, verify
+    from data_pipeline.arrays import from_arrays, from_dataset
+    from lockstep.api import Interrupted, Run, train, verify
 
 __all__ = [
     "EnvironmentFailure",
     "Interrupted",
-    "Job",
     "Run",
-    "TrainOptions",
     "UserError",
+    "from_arrays",
+    "from_dataset",
     "train",
     "verify",
 ]
@@ -26,7 +26,8 @@ __all__ = [
 _HOME = {
     "EnvironmentFailure": "configs.errors",
     "UserError": "configs.errors",
-    "Job": "configs.schema",
+    "from_arrays": "data_pipeline.arrays",
+    "from_dataset": "data_pipeline.arrays",
 }
 
 
