@@ -204,7 +204,8 @@ class PartWriter:
 
 def _row_bytes(batch: pa.RecordBatch) -> float:
     size_bytes: int = batch.nbytes
-    return size_bytes / max(1, batch.num_rows)
+    rows: int = batch.num_rows
+    return size_bytes / max(1, rows)
 
 
 def sync(path: Path) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from configs.schema import ImagesConfig
 from data_pipeline.csv_text import CsvRules, open_csv, with_common_types
 from data_pipeline.errors import DataError
-from data_pipeline.formats.on_cpu import on_cpu
+from data_pipeline.formats.eager import on_cpu, reason
 from data_pipeline.formats.pieces import (
     BATCH_BYTES,
     Piece,
@@ -131,9 +131,8 @@ def _decoded(config: ImagesConfig, file: InputFile) -> NDArray[np.uint8]:
                 resized = tf.image.resize(image, (config.height, config.width), "bilinear")
                 image = tf.cast(tf.round(resized), tf.uint8)
         except (tf.errors.OpError, ValueError) as error:
-            reason = str(getattr(error, "message", error)).splitlines()[0]
             raise DataError(
-                f"{file.path} is not a readable image: {reason}. PNG, JPEG, BMP and GIF are "
+                f"{file.path} is not a readable image: {reason(error)}. PNG, JPEG, BMP and GIF are "
                 "allowed; write it again, or remove it."
             ) from None
     flat: NDArray[np.uint8] = image.numpy().reshape(-1)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import tensorflow as tf
 
 from data_pipeline.errors import DataError
-from data_pipeline.formats.on_cpu import on_cpu
+from data_pipeline.formats.eager import on_cpu, reason
 from data_pipeline.formats.pieces import (
     BATCH_BYTES,
     Piece,
@@ -174,7 +174,7 @@ def _records(path: str, rows: int) -> Iterator[Any]:
             yield from dataset.batch(rows).as_numpy_iterator()
         except tf.errors.OpError as error:
             raise DataError(
-                f"{path}, record {_whole_records(local) + 1}: {_first_line(error)}. The file is "
+                f"{path}, record {_whole_records(local) + 1}: {reason(error)}. The file is "
                 "truncated or damaged, or no TFRecord file; write it again, or leave it out."
             ) from None
 
@@ -225,7 +225,3 @@ def _is_utf8(value: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "message", error)).splitlines()[0]

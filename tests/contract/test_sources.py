@@ -73,7 +73,7 @@ def open_kind(kind: str, folder: Path) -> Opened:
 @pytest.fixture(scope="module", params=KINDS)
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(converted, "_GROUP_ROWS", 97)
+        patch.setattr(converted, "_GROUP_ROWS", 17 if request.param == "images" else 97)
         patch.setattr("data_pipeline.formats.images._PIECE_IMAGES", 7)
         return open_kind(request.param, tmp_path_factory.mktemp(request.param))
 

@@ -1,8 +1,11 @@
-"""TensorFlow for reading files: on the CPU, leaving the memory of GPUs to those who train."""
+"""TensorFlow's operations for reading files: on the CPU, with errors in plain words."""
 
+import re
 from typing import Any
 
 import tensorflow as tf
+
+_PLACES = re.compile(r"\{\{.*?\}\} ?| \[Op:.*")
 
 
 def on_cpu() -> Any:
@@ -17,3 +20,9 @@ def on_cpu() -> Any:
     except RuntimeError:
         pass  # initialised by the process's owner, who knows better
     return tf.device("CPU:0")
+
+
+def reason(error: Exception) -> str:
+    """What an operation says of its failure, without the places in TensorFlow's graph."""
+    message = str(getattr(error, "message", error))
+    return _PLACES.sub("", message.strip().splitlines()[0]) if message.strip() else "no reason"
