@@ -8,7 +8,7 @@ lists. Bytes are text where all of them are UTF-8.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,11 @@ from data_pipeline.formats.pieces import (
 )
 from data_pipeline.inputs import InputFile, local_copy
 
-_FIRST_PASS_RECORDS = 64
+_READ_RECORDS = 64
 _MAX_BATCH_RECORDS = 8_192
 
 _ELEMENTS = {"float_list": pa.float32(), "int64_list": pa.int64(), "bytes_list": pa.binary()}
+_NOTHING = {"": tf.io.VarLenFeature(tf.int64)}
 _PARSED = {"float_list": tf.float32, "int64_list": tf.int64, "bytes_list": tf.string}
 
 
@@ -63,15 +64,16 @@ class _Feature:
         size = self.longest if self.shortest == self.longest else -1
         return pa.list_(self.element, size)
 
-    def add(self, values: Any) -> None:
-        """Take in the values of one example."""
-        length = len(values)
-        if not length:
+    def add(self, ragged: Any) -> None:
+        """Take in the values of some examples."""
+        lengths = np.diff(ragged.row_splits.numpy())
+        lengths = lengths[lengths > 0]
+        if not len(lengths):
             return
-        self.shortest = min(self.shortest or length, length)
-        self.longest = max(self.longest, length)
+        self.shortest = min(self.shortest or int(lengths.min()), int(lengths.min()))
+        self.longest = max(self.longest, int(lengths.max()))
         if self.kind == "bytes_list" and self.is_text:
-            self.is_text = all(map(_is_utf8, values))
+            self.is_text = _is_utf8(ragged.values.numpy())
 
     def merge(self, other: "_Feature") -> None:
         """Take in what another file says."""
@@ -87,7 +89,6 @@ class _Read:
 
     features: dict[str, _Feature]
     records: int
-    bytes: int
 
 
 def open_files(request: Request) -> list[Piece]:
@@ -108,48 +109,84 @@ def open_files(request: Request) -> list[Piece]:
                 known.merge(feature)
     features = dict(sorted(features.items()))
     schema = pa.schema([(name, feature.column_type) for name, feature in features.items()])
-    pieces = []
-    for file, read in zip(request.files, reads, strict=True):
-        fitting = BATCH_BYTES * read.records // max(1, read.bytes)
-        rows = min(_MAX_BATCH_RECORDS, max(1, fitting))
-        batches = functools.partial(_second_pass, file, rows, features, schema)
-        pieces.append(Piece((file,), read.records, batches))
-    return pieces
+    return [
+        Piece((file,), read.records, functools.partial(_second_pass, file, features, schema))
+        for file, read in zip(request.files, reads, strict=True)
+    ]
 
 
 def _first_pass(file: InputFile, advance: Callable[[int], None]) -> _Read:
     features: dict[str, _Feature] = {}
-    records = total = 0
-    for batch in _records(file.path, _FIRST_PASS_RECORDS):
-        _check_examples(file.path, records, batch)
-        size = sum(map(len, batch))
+    records = 0
+    for batch in _records(file.path):
+        parsed = _parsed(file.path, records, batch, features)
+        known = len(features)
         for record in batch:
-            records += 1
-            for name, feature in tf.train.Example.FromString(record).features.feature.items():
-                kind = feature.WhichOneof("kind")
-                if kind is None:
-                    continue
-                known = features.setdefault(name, _Feature(kind, file.path))
-                if known.kind != kind:
-                    raise _two_kinds(name, known, kind, f"{file.path}, record {records}")
-                known.add(getattr(feature, kind).value)
-        total += size
-        advance(size)
-    return _Read(features, records, total)
+            found = tf.train.Example.FromString(record).features.feature
+            if not features.keys() >= found.keys():
+                _add_new(found, features, file.path)
+        if len(features) > known:
+            parsed = _parsed(file.path, records, batch, features)
+        for name, feature in features.items():
+            feature.add(parsed[name])
+        records += len(batch)
+        advance(sum(map(len, batch)))
+    return _Read(features, records)
 
 
-def _second_pass(
-    file: InputFile, rows: int, features: dict[str, _Feature], schema: pa.Schema
-) -> Iterator[pa.RecordBatch]:
-    wanted = {
+def _add_new(found: Any, features: dict[str, _Feature], path: str) -> None:
+    for name in found:
+        kind = found[name].WhichOneof("kind")
+        if kind is not None:
+            features.setdefault(name, _Feature(kind, path))
+
+
+def _parsed(
+    path: str, before: int, batch: Sequence[bytes], features: Mapping[str, _Feature]
+) -> dict[str, Any]:
+    """Values of the features by name, each a ragged tensor.
+
+    Raises:
+        DataError: A record is no example, or has values of another type; `before` records of the
+            file precede the batch.
+    """
+    wanted: dict[str, Any] = {
         name: tf.io.RaggedFeature(_PARSED[feature.kind], row_splits_dtype=tf.int64)
         for name, feature in features.items()
     }
-    for batch in _records(file.path, rows):
-        with on_cpu():
-            parsed = tf.io.parse_example(batch, wanted)
+    with on_cpu():
+        try:
+            parsed: dict[str, Any] = tf.io.parse_example(batch, wanted or _NOTHING)
+            return parsed
+        except tf.errors.InvalidArgumentError as error:
+            for number, record in enumerate(batch, before + 1):
+                _check_record(path, number, record, features)
+            raise DataError(f"{path}: {reason(error)}. Write the examples again.") from None
+
+
+def _check_record(path: str, number: int, record: bytes, features: Mapping[str, _Feature]) -> None:
+    try:  # protobuf's own error would have to be imported from there
+        tf.io.parse_example([record], _NOTHING)
+    except tf.errors.InvalidArgumentError:
+        raise DataError(
+            f"{path}, record {number} is no tf.train.Example; records of these are allowed. Write "
+            "the rows as examples, or leave the file out."
+        ) from None
+    for name, feature in tf.train.Example.FromString(record).features.feature.items():
+        kind = feature.WhichOneof("kind")
+        if name in features and kind not in (None, features[name].kind):
+            raise _two_kinds(name, features[name], kind, f"{path}, record {number}")
+
+
+def _second_pass(
+    file: InputFile, features: dict[str, _Feature], schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    records = 0
+    for batch in _records(file.path):
+        parsed = _parsed(file.path, records, batch, features)
         columns = [_column(parsed[name], feature) for name, feature in features.items()]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        records += len(batch)
 
 
 def _column(ragged: Any, feature: _Feature) -> pa.Array:
@@ -166,17 +203,25 @@ def _column(ragged: Any, feature: _Feature) -> pa.Array:
     )
 
 
-def _records(path: str, rows: int) -> Iterator[Any]:
-    """`(up to rows,)` records at a time, as bytes, checked against their checksums."""
+def _records(path: str) -> Iterator[list[bytes]]:
+    """Records some megabytes at a time, checked against their checksums."""
+    waiting: list[bytes] = []
+    waiting_bytes = 0
     with local_copy(path) as local, on_cpu():
-        dataset = _dataset(local)
         try:
-            yield from dataset.batch(rows).as_numpy_iterator()
+            for batch in _dataset(local).batch(_READ_RECORDS).as_numpy_iterator():
+                waiting += batch.tolist()
+                waiting_bytes += sum(map(len, batch))
+                if waiting_bytes >= BATCH_BYTES or len(waiting) >= _MAX_BATCH_RECORDS:
+                    yield waiting
+                    waiting, waiting_bytes = [], 0
         except tf.errors.OpError as error:
             raise DataError(
                 f"{path}, record {_whole_records(local) + 1}: {reason(error)}. The file is "
                 "truncated or damaged, or no TFRecord file; write it again, or leave it out."
             ) from None
+    if waiting:
+        yield waiting
 
 
 def _dataset(path: str) -> tf.data.Dataset:
@@ -194,24 +239,6 @@ def _whole_records(path: str) -> int:
     return count
 
 
-def _check_examples(path: str, before: int, batch: Any) -> None:
-    """Refuse records that are no examples; protobuf's own error is not ours to import."""
-    with on_cpu():
-        try:
-            tf.io.parse_example(batch, {"": tf.io.VarLenFeature(tf.int64)})
-            return
-        except tf.errors.InvalidArgumentError:
-            pass
-        for number, record in enumerate(batch, before + 1):
-            try:
-                tf.io.parse_example([record], {"": tf.io.VarLenFeature(tf.int64)})
-            except tf.errors.InvalidArgumentError:
-                raise DataError(
-                    f"{path}, record {number} is no tf.train.Example; records of these are "
-                    "allowed. Write the rows as examples, or leave the file out."
-                ) from None
-
-
 def _two_kinds(name: str, known: _Feature, kind: str, where: str) -> DataError:
     return DataError(
         f"feature {name!r} is a {known.kind} in {known.where} but a {kind} in {where}; one type "
@@ -219,9 +246,9 @@ def _two_kinds(name: str, known: _Feature, kind: str, where: str) -> DataError:
     )
 
 
-def _is_utf8(value: bytes) -> bool:
+def _is_utf8(values: Any) -> bool:
     try:
-        value.decode()
-    except UnicodeDecodeError:
+        pa.array(values, pa.binary()).cast(pa.string())
+    except pa.ArrowInvalid:
         return False
     return True
