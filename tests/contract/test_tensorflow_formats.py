@@ -57,15 +57,28 @@ def test_examples_become_columns_over_all_files(tmp_path):
         {"f": [i / 2], "i": [i], "v": [1.0 * i, 2.0], "r": [7] * (i % 3), "t": ["é".encode()]}
         for i in range(10)
     ]
+    rows[0] |= {"pair": [1, 2], "grow": [1, 2]}
     rows[4] = {"i": [4]}
-    more = [{"f": [9.5], "i": [], "raw": [b"\xff\x00"], "late": [b"a", b"b"], "r": [1]}]
+    more: list[dict[str, list[Any]]] = [
+        {
+            "f": [9.5],
+            "i": [],
+            "pair": [],
+            "grow": [3],
+            "raw": [b"\xff\x00"],
+            "late": [b"a", b"b"],
+            "r": [1],
+        }
+    ]
     write_examples(tmp_path / "rows" / "1.tfrecord", rows)
     write_examples(tmp_path / "rows" / "2.tfrecords.gz", more, "GZIP")
     table = table_of(tmp_path, tmp_path / "rows")
     assert {each.name: str(each.type) for each in table.schema} == {
         "f": "float",
+        "grow": "list<element: int64>",
         "i": "int64",
         "late": "fixed_size_list<element: string>[2]",
+        "pair": "fixed_size_list<element: int64>[2]",
         "r": "list<element: int64>",
         "raw": "binary",
         "t": "string",
