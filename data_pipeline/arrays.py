@@ -130,13 +130,14 @@ def _columns(role: str, data: Any, has_weights: bool) -> Columns:
     x, y, *weights = data
     # A table of pandas's is no Mapping, but has keys and columns like one.
     names = list(x.keys()) if hasattr(x, "keys") else None
-    columns = {ONLY_FEATURE: np.asarray(x)} if names is None else _named(x, names, role)
-    label = np.asarray(y)
+    columns = {ONLY_FEATURE: _array(role, x)} if names is None else _named(x, names, role)
+    label = _array(role, y)
     if label.ndim == 2 and label.shape[1] == 1:
         label = label[:, 0]
     columns[LABEL] = label
     if weights or has_weights:
-        columns[WEIGHT] = np.asarray(weights[0]) if weights else np.ones(len(label), np.float32)
+        weight = _array(role, weights[0]) if weights else np.ones(label.shape[:1], np.float32)
+        columns[WEIGHT] = weight
     _check_rows(role, columns)
     return columns
 
@@ -149,7 +150,17 @@ def _named(x: Any, names: list[Any], role: str) -> Columns:
             f"{role}: x has {received}; names other than {LABEL!r} (the label) and {WEIGHT!r} (the "
             "weight) are allowed. Rename the column."
         )
-    return {name: np.asarray(x[name]) for name in names}
+    return {name: _array(role, x[name]) for name in names}
+
+
+def _array(role: str, values: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise DataError(
+            f"{role}: received values that are no array ({error}); rows of one shape are allowed. "
+            "Pad or cut them."
+        ) from None
 
 
 def _check_rows(role: str, columns: Columns) -> None:

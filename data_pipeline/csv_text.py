@@ -77,17 +77,24 @@ class CsvRules:
 
     Attributes:
         numbers: Columns that must hold numbers or booleans.
+        categories: Columns that are never times.
+        texts: Columns that are text, even where they hold numbers only.
         has_times: Take columns of dates and times (ISO 8601) for timestamps; else they are text.
         skips_bad_lines: Leave lines with too many or too few values out.
     """
 
     numbers: Collection[str] = ()
+    categories: Collection[str] = ()
+    texts: Collection[str] = ()
     has_times: bool = False
     skips_bad_lines: bool = False
 
     def narrow_types(self, name: str) -> tuple[pa.DataType, ...]:
         """What is tried before text."""
-        return (*_NARROW, *_TIMES) if self.has_times and name not in self.numbers else _NARROW
+        if name in self.texts:
+            return ()
+        is_timeless = name in self.numbers or name in self.categories
+        return (*_NARROW, *_TIMES) if self.has_times and not is_timeless else _NARROW
 
 
 def open_csv(
@@ -257,8 +264,11 @@ def _explain(path: str, error: Exception) -> str:
                 f"{path}, line {bad.line}: {bad.reason}. Correct the line, or put values with "
                 "commas into quotes."
             )
-    except UnicodeDecodeError:
-        return f"{path} is not text in UTF-8, which is what CSV has to be. Convert the file."
+    except UnicodeDecodeError as wrong:
+        return (
+            f"{path} is not text in UTF-8, which is what CSV has to be ({wrong.reason}, near "
+            f"{wrong.object[max(0, wrong.start - 20) : wrong.end + 20]!r}). Convert the file."
+        )
     except (OSError, csv.Error):
         pass
     return (

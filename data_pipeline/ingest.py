@@ -141,7 +141,7 @@ def _key(inputs: _Inputs, data: DataConfig) -> str:
     if inputs.kind in ("csv", "ndjson"):
         settings["on_bad_rows"] = data.on_bad_rows
     if inputs.kind == "csv":
-        settings["numbers"] = sorted(f.name for f in data.features if f.kind == "numeric")
+        settings["kinds"] = sorted((f.name, f.kind) for f in data.features if f.kind is not None)
         settings["weight"] = data.weight
     if inputs.kind == "images" and data.images is not None:
         # The column `path` is relative to what the job names.

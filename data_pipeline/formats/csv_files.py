@@ -16,10 +16,17 @@ def open_files(request: Request) -> list[Piece]:
         DataError: A file cannot be read, or has other columns than the first one.
     """
     data = request.data
-    numbers = {feature.name for feature in data.features if feature.kind == "numeric"}
-    if data.weight is not None:
-        numbers.add(data.weight)
-    rules = CsvRules(numbers, has_times=True, skips_bad_lines=data.on_bad_rows == "skip")
+    named = {
+        kind: {feature.name for feature in data.features if feature.kind == kind}
+        for kind in ("numeric", "categorical", "text")
+    }
+    rules = CsvRules(
+        numbers=named["numeric"] | ({data.weight} if data.weight is not None else set()),
+        categories=named["categorical"],
+        texts=named["text"],
+        has_times=True,
+        skips_bad_lines=data.on_bad_rows == "skip",
+    )
     opened = with_common_types(
         list(
             request.pool.map(

@@ -111,6 +111,7 @@ ERRORS: dict[str, tuple[Any, str]] = {
         r"train: received shapes x \(3, 2\), y \(4,\); the same first axis",
     ),
     "no row": ((np.zeros(0), np.zeros(0)), "no row"),
+    "rows of several lengths": (([[1], [2, 3]], [0, 1]), "rows of one shape are allowed"),
     "a scalar": ((1.0, 2.0), "the same first axis"),
     "objects": (
         (np.array([1, "a"], object), [0, 1]),

@@ -96,6 +96,16 @@ def test_a_feature_that_must_be_numeric_may_be_written_in_any_way(tmp_path):
         table_of(tmp_path, tmp_path / "a.csv", features=numeric)
 
 
+def test_texts_and_categories_of_a_job_stay_what_they_are(tmp_path):
+    (tmp_path / "a.csv").write_text("note,day,zip,other\n12,2013-01-01,7,2013-01-01\n")
+    features = [{"name": "note", "kind": "text"}, {"name": "day", "kind": "categorical"}]
+    features.append({"name": "zip", "kind": "categorical"})
+    table = table_of(tmp_path, tmp_path / "a.csv", features=features)
+    assert table.to_pylist() == [
+        {"note": "12", "day": "2013-01-01", "zip": 7, "other": datetime.datetime(2013, 1, 1)}
+    ]
+
+
 CSV_ERRORS = {
     "too few values": (["a,b\n1,2\n3\n"], r"0\.csv, line 3: 1 values; the first line names 2"),
     "another column": (["x,y\n1,2\n", "x,z\n1,2\n"], r"'y' is in .*0\.csv but not in .*1\.csv"),
