@@ -55,18 +55,14 @@ def absolute(path: str) -> str:
     return str(Path(path).absolute())
 
 
-def open_input(path: str, is_raw: bool = False) -> Any:
-    """The bytes of a file as a `pyarrow.NativeFile`, from the start.
-
-    Args:
-        path: The file.
-        is_raw: Leave .gz compressed.
+def open_input(path: str) -> Any:
+    """The bytes of a file as a `pyarrow.NativeFile`, from the start, decompressed.
 
     Raises OSError.
     """
     # Not mapped into memory: a file that shrinks while it is read would end the process.
     file = pa.OSFile(path)
-    if is_raw or not path.lower().endswith(".gz"):
+    if not path.lower().endswith(".gz"):
         return file
     return pa.CompressedInputStream(file, "gzip")
 
