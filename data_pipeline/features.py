@@ -220,7 +220,7 @@ def _feature_shape(name: str, given: Sequence[int] | None, column: Column) -> tu
                 f"data.features: column {name!r} holds lists without a fixed size. Give its shape, "
                 f"such as {{name: {name}, shape: [24, 8]}}."
             )
-        return (column.size,)
+        return column.shape or (column.size,)
     if column.size and math.prod(given) != column.size:
         raise DataError(
             f"data.features: shape {list(given)} of column {name!r} has {math.prod(given)} "

@@ -38,13 +38,15 @@ class Column:
     """Type of a column: the numpy name of its elements, and a row's shape before any reshaping.
 
     `size` is the number of elements of a row: 1 for a scalar, the length of a fixed-size list, or
-    0 where only the values can tell (a list without fixed size).
+    0 where only the values can tell (a list without fixed size). `shape` is that of a tensor, else
+    empty.
     """
 
     name: str
     dtype: str
     size: int
     is_list: bool
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -336,6 +338,7 @@ def _check_values(source: Source) -> None:
 def describe_field(field: pa.Field) -> Column:
     """The type of a column of a table."""
     name, kind = field.name, field.type
+    shape = tuple(kind.shape) if isinstance(kind, pa.FixedShapeTensorType) else ()
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     if pa.types.is_dictionary(kind):
@@ -346,7 +349,7 @@ def describe_field(field: pa.Field) -> Column:
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         size, is_list, kind = 0, True, kind.value_type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-        return Column(name, str(np.dtype(kind.to_pandas_dtype())), size, is_list)
+        return Column(name, str(np.dtype(kind.to_pandas_dtype())), size, is_list, shape)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return Column(name, "text", size, is_list)
     return Column(name, str(kind), size, is_list)

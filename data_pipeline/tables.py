@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from configs.errors import did_you_mean
 from configs.schema import Paths
 from data_pipeline import storage
-from data_pipeline.csv_text import CsvFile, open_csv, with_common_types
+from data_pipeline.csv_text import CsvFile, CsvRules, open_csv, with_common_types
 from data_pipeline.encoding import RawKind
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.features import Array, column_to_numpy, null_rows
@@ -231,7 +231,8 @@ def _open_file(name: str, path: str, columns: Wanted, max_rows: int) -> _Parquet
             for column, wanted in columns.items()
             if wanted == "int64" or (not isinstance(wanted, str) and math.prod(wanted) == 1)
         ]
-        file = open_csv(path, numbers)
+        texts = [column for column, wanted in columns.items() if wanted == "string"]
+        file = open_csv(path, CsvRules(numbers, texts=texts))
     else:
         raise DataError(
             f"{name}: {path} ends with {suffix or 'no suffix'}; {', '.join(TABLE_SUFFIXES)} are "

@@ -4,7 +4,9 @@ No TensorFlow: a mistake is told in well under two seconds. Whether the model it
 asked of `trainer.probe`, in a process of its own.
 """
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from configs.schema import Job
 from data_pipeline.encoding import Encoding, read_encoding
 from data_pipeline.errors import DataError
 from data_pipeline.features import InputLayout, input_layout
+from data_pipeline.ingest import ingested
 from data_pipeline.plan import Plan, auto_window_rows
 from data_pipeline.scan import Scan, learn, raise_for_nulls, scan
 from data_pipeline.source import Source, open_source
@@ -30,20 +33,33 @@ _ELEMENTWISE_LOSSES = {
 }
 
 
-def open_sources(job: Job) -> tuple[dict[str, Source], InputLayout]:
+def open_sources(
+    job: Job,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+    warned: Callable[[str], None] = lambda _: None,
+) -> tuple[dict[str, Source], InputLayout]:
     """Footers of all roles, checked against the job and each other, and vocabularies learned.
 
     Reads training rows only where a feature or the label is a category or a text.
 
+    Files that are not Parquet are converted first, where that has not been done before.
+
+    Args:
+        job: The job.
+        progress: Is called while files are converted: role, bytes done, bytes in all.
+        warned: Is told of lines that are left out.
+
     Raises:
         DataError: Files, columns or types that the job cannot use.
         ModelError: An output that cannot fit the label.
+        EnvironmentFailure: Files cannot be converted.
     """
-    sources = {
-        role: open_source(role, paths, job.data.columns)
-        for role in ("train", "validation", "test")
-        if (paths := getattr(job.data, role)) is not None
-    }
+    sources = {}
+    for role in ("train", "validation", "test"):
+        if (paths := getattr(job.data, role)) is not None:
+            told = functools.partial(progress, role)
+            parquet = ingested(role, paths, job.data, told, warned)
+            sources[role] = open_source(role, parquet, job.data.columns)
     _check_same_columns(sources)
     layout = input_layout(job.data, sources["train"])
     check_output(job, layout)
