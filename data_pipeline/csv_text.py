@@ -117,7 +117,7 @@ def open_csv(
         names = _column_names(path)
         rows, types, has_bad = _narrowest_types(path, names, rules, advance)
         bad_lines = tuple(_bad_lines(path)) if has_bad else ()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last one for names
         raise DataError(_explain(path, error)) from None
     for name in rules.numbers:
         if types.get(name) == _TEXT:

@@ -24,5 +24,5 @@ def on_cpu() -> Any:
 
 def reason(error: Exception) -> str:
     """What an operation says of its failure, without the places in TensorFlow's graph."""
-    message = str(getattr(error, "message", error))
-    return _PLACES.sub("", message.strip().splitlines()[0]) if message.strip() else "no reason"
+    lines = str(getattr(error, "message", error)).strip().splitlines()
+    return _PLACES.sub("", lines[0]).rstrip(" .") if lines else "no reason"

@@ -223,6 +223,8 @@ def _what_is_wrong(line: bytes) -> str | None:
         value = json.loads(line.decode(), object_pairs_hook=_once)
     except UnicodeDecodeError:
         return "not text in UTF-8"
+    except json.JSONDecodeError as error:
+        return f"not JSON: {error.msg} at column {error.colno}"
     except ValueError as error:
         return f"not JSON: {error}"
     return None if isinstance(value, dict) else f"{type(value).__name__} instead of an object"

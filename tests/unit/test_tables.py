@@ -156,6 +156,9 @@ def test_bad_csv_is_named_with_its_line(tmp_path, case):
 
 def test_csv_in_another_encoding_is_refused(tmp_path):
     (tmp_path / "x.csv").write_bytes("a,b\n1,é\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"not text in UTF-8.*b'a,b\\n1,\\xe9\\n'"):
+        open_tables("input", str(tmp_path / "x.csv"), {"a": ()})
+    (tmp_path / "x.csv").write_bytes("a,é\n1,2\n".encode("latin-1"))
     with pytest.raises(DataError, match="not text in UTF-8"):
         open_tables("input", str(tmp_path / "x.csv"), {"a": ()})
 
