@@ -110,9 +110,12 @@ class TableReader:
         if getattr(self._open, "index", None) != index:
             file = self._source.files[index]
             opened = storage.open_file(file.path, file.state)
-            # A store answers few large requests sooner than many small ones.
+            folders = dict(file.partitions)
             self._open.file = pq.ParquetFile(
-                opened, pre_buffer=is_remote(file.path), read_dictionary=self._dictionaries
+                opened,
+                # A store answers few large requests sooner than many small ones.
+                pre_buffer=is_remote(file.path),
+                read_dictionary=[name for name in self._dictionaries if name not in folders],
             )
             self._open.index = index
         current: pq.ParquetFile = self._open.file

@@ -25,7 +25,7 @@ from data_pipeline.errors import ConvertError
 RECORD_FILE = "_ingest.json"
 
 _FORMAT = "lockstep-converted-1"
-_GROUP_ROWS = 65_536
+_GROUP_ROWS = 16_384
 _GROUP_BYTES = 32 * 2**20
 _PARTIAL = ".partial"
 _LEFTOVER_AGE_S = 86_400.0
@@ -146,9 +146,11 @@ def _remove_leftovers(place: Path) -> None:
 
 
 class PartWriter:
-    """One Parquet file in row groups of at most 64k rows and about 32 MiB; a context.
+    """One Parquet file in row groups of at most 16k rows and about 32 MiB; a context.
 
-    The same batches give the same file. One without rows is not written.
+    Small source files share a row group; large ones begin their own, so that their blocks, and
+    with them the order of training, are those of a Parquet file with as many rows a group. The
+    same batches give the same file. One without rows is not written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -190,6 +192,11 @@ class PartWriter:
             start += count
             if self._waiting_rows >= _GROUP_ROWS or self._waiting_bytes + sizes > _GROUP_BYTES:
                 self._flush()
+
+    def end_source(self) -> None:
+        """The rows of a source file are written: what waits becomes a row group, if it is enough."""
+        if self._waiting_rows >= _GROUP_ROWS // 4:
+            self._flush()
 
     def _flush(self) -> None:
         if not self._waiting:

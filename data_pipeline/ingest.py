@@ -220,6 +220,7 @@ def _write_parts(
                     if is_over.is_set():  # another part failed
                         return part
                     part.write(batch)
+                part.end_source()
         return part
 
     tasks = [pool.submit(write, *numbered) for numbered in enumerate(_groups(pieces))]

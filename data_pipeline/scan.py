@@ -133,6 +133,7 @@ def scan(source: Source, layout: InputLayout, on_null: OnNull, threads: int | No
         visits = list(pool.map(visit, range(len(source.blocks))))
     nulls = [seen.nulls for seen in visits]
     _refuse_nulls(source, layout, on_null, nulls)
+    _refuse_empty_columns(source, nulls)
     block_rows = np.asarray([seen.rows for seen in visits], np.int64)
     kept = int(block_rows.sum())
     if kept == 0:
@@ -260,6 +261,17 @@ def _refuse_nulls(
                 key = (column, source.files[index].path)
                 by_file[key] = by_file.get(key, 0) + rows
     raise_for_nulls(source.role, by_file, targets)
+
+
+def _refuse_empty_columns(source: Source, nulls: list[dict[str, int]]) -> None:
+    """Stop where a column has no value in any row: dropping or zeros would hide it."""
+    for column, rows in _sum_counts(nulls).items():
+        if rows == source.rows:
+            raise DataError(
+                f"data.{source.role}: column {column!r} is null or NaN in all {rows} rows of "
+                f"{len(source.files)} file(s); values are needed. Name another column, or check "
+                f"what wrote {source.files[0].path}."
+            )
 
 
 def raise_for_nulls(

@@ -158,7 +158,10 @@ def new_file(path: str) -> Iterator[IO[bytes]]:
         store = store_of(path)
         # A stream that is closed is an object, however much was written: so nothing but the store
         # may fail between opening and closing.
-        with failures_of(path), store.system.open_output_stream(store.inner(path)) as out:
+        with (
+            failures_of(path),
+            store.system.open_output_stream(store.inner(path), compression=None) as out,
+        ):
             out.write(whole.getbuffer())
         return
     target = Path(path)

@@ -220,11 +220,6 @@ def _open_file(name: str, path: str, columns: Wanted, max_rows: int) -> _Parquet
         footer, schema = read_footer(path, columns)
         file = _ParquetFile(footer, schema, max_rows)
         folders = [folder for folder, _ in footer.partitions]
-    elif suffix == ".csv" and is_remote(path):
-        raise DataError(
-            f"{name}: {path} is CSV on a store; there, {', '.join(PARQUET_SUFFIXES)} are allowed. "
-            "Copy it to a local folder, or write it as Parquet."
-        )
     elif suffix == ".csv":
         numbers = [
             column

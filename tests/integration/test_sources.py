@@ -114,7 +114,7 @@ def put_objects(folder: Path, address: str, prefix: str) -> None:
     )
     client.create_dir(prefix.partition("/")[0])
     for path in sorted(folder.iterdir()):
-        with client.open_output_stream(f"{prefix}/{path.name}") as out:
+        with client.open_output_stream(f"{prefix}/{path.name}", compression=None) as out:
             out.write(path.read_bytes())
 
 

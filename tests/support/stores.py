@@ -47,7 +47,7 @@ class MemoryStores:
         """An object, and the folders that its name has; returns the URI."""
         inner = uri.partition("://")[2]
         self.system.create_dir(inner.rpartition("/")[0], recursive=True)
-        with self.system.open_output_stream(inner) as out:
+        with self.system.open_output_stream(inner, compression=None) as out:
             out.write(data)
         return uri
 

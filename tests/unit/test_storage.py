@@ -323,11 +323,7 @@ def test_a_block_of_an_object_that_changed_is_not_used(tmp_path, memory):
         BlockReader(source, layout, "error").read(0)
 
 
-def test_csv_on_a_store_is_refused(memory):
-    path = memory.put("s3://bucket/x.csv", b"a\n1\n")
-    with pytest.raises(DataError) as error:
-        open_tables("input", path, {"a": ()})
-    assert str(error.value) == (
-        "input: s3://bucket/x.csv is CSV on a store; there, .parquet, .pq are allowed. Copy it to "
-        "a local folder, or write it as Parquet."
-    )
+def test_csv_on_a_store_is_read_for_prediction(memory):
+    path = memory.put("s3://bucket/x.csv", b"a\n1\n2\n")
+    (rows,) = open_tables("input", path, {"a": ()})
+    assert rows.table["a"].to_pylist() == [1, 2]
