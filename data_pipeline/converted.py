@@ -194,7 +194,7 @@ class PartWriter:
                 self._flush()
 
     def end_source(self) -> None:
-        """The rows of a source file are written: what waits becomes a row group, if it is enough."""
+        """A source file is at its end: what waits becomes a row group, if it is enough."""
         if self._waiting_rows >= _GROUP_ROWS // 4:
             self._flush()
 

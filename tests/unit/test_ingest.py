@@ -293,3 +293,14 @@ def test_row_groups_are_bounded_by_bytes(tmp_path, monkeypatch):
     assert sum(groups) == part.rows == 1_400
     assert 900 < max(groups) <= 1_000
     assert len(groups) == 2
+
+
+def test_blocks_follow_large_files_and_join_small_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(converted, "_GROUP_ROWS", 8)
+    with PartWriter(tmp_path / "a.parquet") as part:
+        for rows in (11, 1, 1, 2, 9):
+            part.write(pa.record_batch({"a": list(range(rows))}))
+            part.end_source()
+    footer = pq.read_metadata(part.path)
+    groups = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+    assert groups == [8, 3, 2, 2, 8, 1]  # a quarter of a group is enough
