@@ -209,9 +209,10 @@ class Share:
         edges = self.plan.step_edges(first_step, last_step)
         whole, rest = np.divmod(edges, self.plan.virtual_shards)
         owned = len(self.shards)
-        before: NDArray[np.int64] = whole * owned
+        before = whole * owned
         before += np.clip(rest - self.shards.start, 0, owned)
-        return before - before[0]
+        offsets: NDArray[np.int64] = before - before[0]
+        return offsets
 
     def may_be_empty(self, first_step: int, last_step: int) -> bool:
         """Whether some device (the same answer on all workers) may have no row in a step."""
