@@ -4,8 +4,10 @@ Owns how rows are put there, permuted and dealt out at the speed of memory: bloc
 models want rows. Where rows belong is told by `data_pipeline.plan`.
 """
 
+import dataclasses
 import functools
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +32,13 @@ class Rows:
         inputs: `(rows, width)`, float32, or uint8 where all features are bytes.
         labels: `(rows, label_size)`.
         weights: `(rows,) float32`, or None where the job has no weight column.
+        memory: What they were taken from, to be given back; see `RowMemory`.
     """
 
     inputs: Array
     labels: Array
     weights: Array | None
+    memory: "Rows | None" = None
 
     @functools.cached_property
     def items(self) -> tuple[Array, ...]:
@@ -42,18 +46,10 @@ class Rows:
         arrays = (self.inputs, self.labels)
         return tuple(map(_items, arrays if self.weights is None else (*arrays, self.weights)))
 
-    def permuted(self, permutation: NDArray[np.int64]) -> "Rows":
-        """A copy whose row k is row `permutation[k]`."""
-        rows = len(permutation)
-        copy = Rows(
-            np.empty((rows, self.inputs.shape[1]), self.inputs.dtype),
-            np.empty((rows, self.labels.shape[1]), self.labels.dtype),
-            None if self.weights is None else np.empty(rows, np.float32),
-        )
-        for mine, theirs in zip(copy.items, self.items, strict=True):
-            # Any mode but "raise" writes straight into `out`; a permutation is never out of range.
-            np.take(theirs, permutation, out=mine, mode="clip")
-        return copy
+    def part(self, rows: slice) -> "Rows":
+        """Some of the rows, in the same memory."""
+        weights = None if self.weights is None else self.weights[rows]
+        return Rows(self.inputs[rows], self.labels[rows], weights)
 
     def pairs(self, source: "Rows") -> list[tuple[Array, Array]]:
         """Arrays of these rows, each with the one of `source` that may be assigned to it in part.
@@ -64,6 +60,45 @@ class Rows:
         if self.inputs.dtype != source.inputs.dtype:
             pairs[0] = (self.inputs, source.inputs)
         return pairs
+
+
+class RowMemory:
+    """Memory for rows that is used over and over; safe to share between threads.
+
+    Memory that was touched before costs less than half of what new memory costs to write.
+
+    Args:
+        layout: How rows lie in memory.
+        most_rows: No more are ever taken at a time.
+    """
+
+    def __init__(self, layout: InputLayout, most_rows: int) -> None:
+        self._layout = layout
+        self._most_rows = most_rows
+        self._spare: list[Rows] = []
+        self._lock = threading.Lock()
+
+    def take(self, rows: int, dtype: Any) -> Rows:
+        """Room for `rows` rows with inputs of this type."""
+        layout, memory = self._layout, None
+        with self._lock:
+            while self._spare and memory is None:
+                memory = self._spare.pop()
+                if memory.inputs.dtype != dtype:
+                    memory = None
+        if memory is None:
+            memory = Rows(
+                np.empty((self._most_rows, layout.width), dtype),
+                np.empty((self._most_rows, layout.label_size), layout.label_dtype),
+                None if layout.weight is None else np.empty(self._most_rows, np.float32),
+            )
+        return dataclasses.replace(memory.part(slice(0, rows)), memory=memory)
+
+    def give_back(self, rows: Rows) -> None:
+        """Let others have the memory of rows that were taken; of others, do nothing."""
+        if rows.memory is not None:
+            with self._lock:
+                self._spare.append(rows.memory)
 
 
 def empty_rows(layout: InputLayout, rows: int) -> Rows:
@@ -77,23 +112,39 @@ def empty_rows(layout: InputLayout, rows: int) -> Rows:
     )
 
 
-def gather(parts: Sequence[tuple[Block, slice]], layout: InputLayout) -> Rows:
-    """Rows of several blocks, one part after the other."""
-    sizes = [len(range(*part.indices(block.rows))) for block, part in parts]
-    rows = sum(sizes)
-    dtypes = {values.dtype for block, _ in parts for values in block.features}
-    has_weights = any(block.weight is not None for block, _ in parts)
-    gathered = Rows(
-        np.empty((rows, layout.width), np.result_type(*dtypes) if dtypes else np.float32),
-        np.empty((rows, layout.label_size), layout.label_dtype),
-        np.empty(rows, np.float32) if has_weights else None,
-    )
-    fill(gathered, parts, layout)
-    return gathered
+def rows_of(block: Block, layout: InputLayout, memory: RowMemory) -> Rows:
+    """The rows of a block, copied; but a single feature of several numbers stays where it is."""
+    if len(block.features) == 1 and block.features[0].ndim == 2:
+        return Rows(block.features[0], block.label, block.weight)
+    rows = memory.take(block.rows, np.result_type(*(values.dtype for values in block.features)))
+    fill(rows, [(block, slice(None))], layout)
+    return rows
+
+
+def joined(parts: Sequence[Rows], memory: RowMemory) -> Rows:
+    """Rows of several places, copied one after the other."""
+    dtype = np.result_type(*(part.inputs.dtype for part in parts))
+    whole = memory.take(sum(len(part.labels) for part in parts), dtype)
+    at = 0
+    for part in parts:
+        end = at + len(part.labels)
+        for mine, theirs in whole.pairs(part):
+            mine[at:end] = theirs
+        at = end
+    return whole
+
+
+def permuted(rows: Rows, permutation: NDArray[np.int64], memory: RowMemory) -> Rows:
+    """A copy whose row k is row `permutation[k]`."""
+    copy = memory.take(len(permutation), rows.inputs.dtype)
+    for mine, theirs in zip(copy.items, rows.items, strict=True):
+        # Any mode but "raise" writes straight into `out`; a permutation is never out of range.
+        np.take(theirs, permutation, out=mine, mode="clip")
+    return copy
 
 
 def fill(out: Rows, parts: Sequence[tuple[Block, slice]], layout: InputLayout) -> None:
-    """Copy rows of several blocks into `out`, one part after the other."""
+    """Copy rows of several blocks, by column, into `out`, one part after the other."""
     at = 0
     for block, part in parts:
         label = block.label[part]
@@ -119,9 +170,11 @@ def _fill_inputs(out: Array, columns: Sequence[Array], layout: InputLayout) -> N
 
 
 def _items(array: Array) -> Array:
-    if array.ndim == 1 or array.shape[1] == 1:
-        return array.reshape(-1)
-    return array.view(np.dtype((np.void, array.strides[0]))).reshape(-1)
+    if array.ndim == 1:
+        return array
+    if array.shape[1] > 1:
+        array = array.view(np.dtype((np.void, array.shape[1] * array.itemsize)))
+    return array[:, 0]
 
 
 def _aligned(shape: tuple[int, ...], dtype: str) -> Array:

@@ -6,14 +6,14 @@ and each decoded block until the last window of the epoch that needs rows of it 
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from data_pipeline.blocks import Block, BlockReader
+from data_pipeline.blocks import BlockReader
 from data_pipeline.features import InputLayout
 from data_pipeline.plan import EpochOrder, Share
-from data_pipeline.rows import TILE_BYTES, Rows, gather
+from data_pipeline.rows import TILE_BYTES, RowMemory, Rows, joined, permuted, rows_of
 
 _DECODING_COPIES = 4
 """A block while it is decoded: encoded, in Arrow's memory, converted, without nulls."""
@@ -55,6 +55,9 @@ class WindowReader:
         self._layout = layout
         self._epochs = epochs
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="windows")
+        most_rows = min(share.plan.rows_per_window, share.plan.shard_rows(share.shards.start))
+        self._memory = RowMemory(layout, most_rows)
+        self._block_memory = RowMemory(layout, int(share.plan.block_rows.max(initial=0)))
         self._next: tuple[int, int] | None = None
         self._blocks: dict[int, _EpochBlocks] = {}
         self._loading: dict[_WindowNumber, list[Future[Rows] | None]] = {}
@@ -82,21 +85,32 @@ class WindowReader:
             ]
             _deal(sources, window * size, spans, before, out)
             if end == (window + 1) * size and min(stops) >= end:
-                del self._loading[epoch, window]
+                self._drop(epoch, window, sources)
             position = end
         self._next = (epoch, last_row)
         if last_row == share.plan.rows:
             self._next = (epoch + 1, 0)
             self._forget(epoch)
 
+    def _drop(self, epoch: int, window: int, windows: Sequence[Rows | None]) -> None:
+        """Forget windows that are used up."""
+        del self._loading[epoch, window]
+        for rows in windows:
+            if rows is not None:
+                self._memory.give_back(rows)
+
     def _restart(self, epoch: int, first_row: int) -> None:
         for number in {number for number, _ in self._loading}:
             self._forget(number)
-        self._blocks = {
-            epoch: _EpochBlocks(
-                self._share, self._reader, self._share.plan.for_epoch(epoch), first_row
-            )
-        }
+        self._blocks = {epoch: self._open_epoch(epoch, first_row)}
+
+    def _open_epoch(self, epoch: int, first_row: int) -> "_EpochBlocks":
+        order = self._share.plan.for_epoch(epoch)
+        return _EpochBlocks(self._share, order, first_row, self._read_block, self._block_memory)
+
+    def _read_block(self, number: int) -> Rows:
+        # What Arrow has decoded is freed at once, so that its memory, too, is used again.
+        return rows_of(self._reader.read(number), self._layout, self._block_memory)
 
     def _forget(self, epoch: int) -> None:
         self._blocks.pop(epoch, None)
@@ -118,8 +132,7 @@ class WindowReader:
     def _start(self, epoch: int, window: int) -> "list[Future[Rows] | None]":
         if (epoch, window) not in self._loading:
             if epoch not in self._blocks:
-                order = self._share.plan.for_epoch(epoch)
-                self._blocks[epoch] = _EpochBlocks(self._share, self._reader, order, 0)
+                self._blocks[epoch] = self._open_epoch(epoch, 0)
             blocks = self._blocks[epoch]
             self._loading[epoch, window] = [
                 self._pool.submit(self._read, blocks, shard, window)
@@ -131,11 +144,21 @@ class WindowReader:
 
     def _read(self, blocks: "_EpochBlocks", shard: int, window: int) -> Rows:
         segments, stride = blocks.order.window_segments(shard, window)
-        decoded = blocks.take([segment.block for segment in segments])
-        slices = [slice(segment.start, segment.stop, stride) for segment in segments]
-        rows = gather(list(zip(decoded, slices, strict=True)), self._layout)
+        numbers = [segment.block for segment in segments]
+        parts = [
+            block.part(slice(segment.start, segment.stop, stride))
+            for block, segment in zip(blocks.take(numbers), segments, strict=True)
+        ]
         permutation = blocks.order.window_permutation(shard, window)
-        return rows if permutation is None else rows.permuted(permutation)
+        if permutation is None or len(parts) > 1:
+            rows = joined(parts, self._memory)
+        else:
+            rows = parts[0]
+        if permutation is not None:
+            unordered, rows = rows, permuted(rows, permutation, self._memory)
+            self._memory.give_back(unordered)
+        blocks.give_back(numbers)
+        return rows
 
 
 def _deal(
@@ -175,19 +198,25 @@ class _Held:
 
     uses: int
     lock: threading.Lock = field(default_factory=threading.Lock)
-    block: Block | None = None
+    rows: Rows | None = None
 
 
 class _EpochBlocks:
     """The blocks of one epoch from its row `first_row` on, each decoded once; for many threads."""
 
     def __init__(
-        self, share: Share, reader: BlockReader, order: EpochOrder, first_row: int
+        self,
+        share: Share,
+        order: EpochOrder,
+        first_row: int,
+        read: Callable[[int], Rows],
+        memory: RowMemory,
     ) -> None:
         self.order = order
         self._share = share
-        self._reader = reader
         self._first_row = first_row
+        self._read = read
+        self._memory = memory
         self._held: dict[int, _Held] = {}
         self._lock = threading.Lock()
 
@@ -196,9 +225,9 @@ class _EpochBlocks:
         start, stop = self.order.window_positions(shard, window)
         return start < stop and stop > self._share.positions(shard, self._first_row)
 
-    def take(self, numbers: Sequence[int]) -> list[Block]:
-        """The blocks that one window needs; to be called once a window."""
-        found: dict[int, Block] = {}
+    def take(self, numbers: Sequence[int]) -> list[Rows]:
+        """The rows of the blocks that one window needs; to be called once a window."""
+        found: dict[int, Rows] = {}
         # First what nobody works on, so that threads that need the same blocks share the work.
         for may_wait in (False, True):
             for number in numbers:
@@ -206,10 +235,24 @@ class _EpochBlocks:
                     held = self._hold(number)
                     if held.lock.acquire(blocking=may_wait):
                         try:
-                            found[number] = self._decoded(number, held)
+                            if held.rows is None:
+                                held.rows = self._read(number)
+                            found[number] = held.rows
                         finally:
                             held.lock.release()
         return [found[number] for number in numbers]
+
+    def give_back(self, numbers: Sequence[int]) -> None:
+        """Tell that a window was put together; with its last window a block is forgotten."""
+        for number in numbers:
+            with self._lock:
+                held = self._held[number]
+                held.uses -= 1
+                if held.uses > 0:
+                    continue
+                del self._held[number]
+            if held.rows is not None:
+                self._memory.give_back(held.rows)
 
     def _hold(self, number: int) -> _Held:
         with self._lock:
@@ -217,13 +260,3 @@ class _EpochBlocks:
                 uses = self._share.window_uses(self.order, number, self._first_row)
                 self._held[number] = _Held(uses)
             return self._held[number]
-
-    def _decoded(self, number: int, held: _Held) -> Block:
-        """The block, which the caller has locked; forgotten with its last use."""
-        if held.block is None:
-            held.block = self._reader.read(number)
-        with self._lock:
-            held.uses -= 1
-            if held.uses <= 0:
-                self._held.pop(number, None)
-        return held.block

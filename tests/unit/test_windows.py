@@ -14,11 +14,11 @@ from data_pipeline.blocks import Block
 from data_pipeline.errors import ReadError
 from data_pipeline.features import InputColumn, InputLayout
 from data_pipeline.plan import Plan, Share
-from data_pipeline.rows import empty_rows, gather
+from data_pipeline.rows import RowMemory, empty_rows, joined, permuted, rows_of
 from data_pipeline.windows import WindowReader, most_rows_held
 from tests.support.orders import row_order
 
-NUMBER = (InputColumn("x", (), 0, False),)
+NUMBER = (InputColumn("x", (1,), 0, False),)
 LAYOUT = InputLayout(NUMBER, "y", "int64", 1, None)
 
 
@@ -29,22 +29,21 @@ class Blocks:
         self.edges = np.concatenate([[0], np.cumsum(block_rows)])
         self.decoded: list[int] = []
         self.most_rows = 0
-        self._alive: list[weakref.ref[Block]] = []
+        self._alive: list[weakref.ref[Any]] = []
         self._lock = threading.Lock()
 
     def read(self, number: int) -> Block:
         rows = np.arange(self.edges[number], self.edges[number + 1])
-        block = Block((rows.astype("f4"),), -rows[:, None], None, {})
+        inputs = rows.astype("f4")[:, None].copy()
         with self._lock:
             self.decoded.append(number)
             self._alive = [kept for kept in self._alive if kept() is not None]
-            self._alive.append(weakref.ref(block))
+            self._alive.append(weakref.ref(inputs))  # these stay where they are: see `rows_of`
             self.most_rows = max(self.most_rows, self.rows_alive())
-        return block
+        return Block((inputs,), -rows[:, None], None, {})
 
     def rows_alive(self) -> int:
-        blocks = [kept() for kept in self._alive]
-        return sum(block.rows for block in blocks if block is not None)
+        return sum(len(rows) for kept in self._alive if (rows := kept()) is not None)
 
 
 plans = st.builds(
@@ -155,9 +154,11 @@ def test_bytes_stay_bytes_until_they_are_dealt_out():
     values = np.arange(12, dtype="u1").reshape(4, 3)
     label, weight = np.arange(8, dtype="f4").reshape(4, 2), np.arange(4, dtype="f4")
     block = Block((values,), label, weight, {})
-    rows = gather([(block, slice(1, 4)), (block, slice(0, 1))], layout)
+    memory = RowMemory(layout, 4)
+    whole = rows_of(block, layout, memory)
+    rows = joined([whole.part(slice(1, 4)), whole.part(slice(0, 1))], memory)
     assert rows.inputs.dtype == np.uint8
-    rows = rows.permuted(np.asarray([3, 0, 2, 1]))
+    rows = permuted(rows, np.asarray([3, 0, 2, 1]), memory)
     out = empty_rows(layout, 4)
     for mine, theirs in out.pairs(rows):
         mine[:] = theirs
@@ -176,7 +177,9 @@ def test_columns_become_rows(columns):
     values = np.random.default_rng(0).normal(size=(3_000, columns)).astype("f4")
     label = np.arange(3_000)[:, None]
     block = Block(tuple(values.T), label, None, {})
-    rows = gather([(block, slice(7, 2_900, 2)), (block, slice(0, 5))], layout)
+    memory = RowMemory(layout, 3_000)
+    whole = rows_of(block, layout, memory)
+    rows = joined([whole.part(slice(7, 2_900, 2)), whole.part(slice(0, 5))], memory)
     chosen = [*range(7, 2_900, 2), *range(5)]
     np.testing.assert_array_equal(rows.inputs, values[chosen])
     np.testing.assert_array_equal(rows.labels, label[chosen])
