@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data_pipeline.blocks import Block, BlockReader
 from data_pipeline.features import InputLayout
 from data_pipeline.plan import Plan, Segment, Share
-from data_pipeline.rows import empty_rows, fill
+from data_pipeline.rows import ChunkMemory, fill
 from data_pipeline.windows import WindowReader, most_rows_held
 
 _CHUNK_BYTES = 16 * 2**20
@@ -153,6 +153,7 @@ class TrainingChunks:
         self.steps_per_chunk = steps_per_chunk(share.plan, layout, share.workers)
         self.chunks_per_epoch = -(-share.plan.steps_per_epoch // self.steps_per_chunk)
         self.chunks = self.chunks_per_epoch * epochs
+        self._memory = ChunkMemory(layout)
         self._windows = WindowReader(share, reader, layout, epochs, threads)
 
     def chunk_of(self, step: int) -> tuple[int, int]:
@@ -170,7 +171,7 @@ class TrainingChunks:
         edges = plan.step_edges(first_step, last_step)
         first_row, last_row = int(edges[0]), int(edges[-1])
         offsets = share.step_offsets(first_step, last_step)
-        out = empty_rows(self._layout, int(offsets[-1]))
+        out = self._memory.empty(int(offsets[-1]))
         self._windows.copy(epoch, first_row, last_row, out)
         places = np.empty(0, np.int32)
         if self._has_places:
@@ -224,6 +225,7 @@ class EvaluationChunks:
         self._layout = layout
         self._cut = cut
         self._pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="evaluation")
+        self._memory = ChunkMemory(layout)
         self._last_block: dict[int, Block] = {}
         self._starts = np.concatenate([[0], np.cumsum(block_rows)])
         self._rows = int(self._starts[-1])
@@ -252,7 +254,7 @@ class EvaluationChunks:
             ranges = [(first, last)]
             places = np.empty(0, np.int32)
         offsets = np.concatenate([[0], np.cumsum([stop - start for start, stop in parts])])
-        out = empty_rows(self._layout, int(offsets[-1]))
+        out = self._memory.empty(int(offsets[-1]))
         segments = [segment for start, stop in ranges for segment in self._segments(start, stop)]
         blocks = self._blocks(segments)
         pieces = [(blocks[piece.block], slice(piece.start, piece.stop)) for piece in segments]

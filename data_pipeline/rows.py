@@ -101,15 +101,51 @@ class RowMemory:
                 self._spare.append(rows.memory)
 
 
-def empty_rows(layout: InputLayout, rows: int) -> Rows:
-    """Room for rows that TensorFlow takes over without a copy; weights are one."""
-    weights = _aligned((rows,), "float32")
-    weights.fill(1.0)
-    return Rows(
-        _aligned((rows, layout.width), "float32"),
-        _aligned((rows, layout.label_size), layout.label_dtype),
-        weights,
-    )
+class ChunkMemory:
+    """Memory for rows that TensorFlow takes over without a copy.
+
+    It is used again once neither numpy nor TensorFlow refers to any part of it. Not for several
+    threads at the same time.
+    """
+
+    def __init__(self, layout: InputLayout) -> None:
+        self._layout = layout
+        self._spare: tuple[list[Array], ...] = ([], [], [])
+
+    def empty(self, rows: int) -> Rows:
+        """Room for `rows` rows; weights are one."""
+        layout, (inputs, labels, weights) = self._layout, self._spare
+        found = Rows(
+            _lent(inputs, (rows, layout.width), "float32"),
+            _lent(labels, (rows, layout.label_size), layout.label_dtype),
+            _lent(weights, (rows,), "float32"),
+        )
+        if found.weights is not None:
+            found.weights.fill(1.0)
+        return found
+
+
+class _Loan:
+    """Memory that goes to `spare` when the last array over it is gone."""
+
+    def __init__(self, memory: Array, spare: list[Array]) -> None:
+        self.__array_interface__ = memory.__array_interface__
+        self._memory = memory
+        self._spare = spare
+
+    def __del__(self) -> None:
+        self._spare.append(self._memory)
+
+
+def _lent(spare: list[Array], shape: tuple[int, ...], dtype: str) -> Array:
+    """An array without values, at an address that TensorFlow accepts for a tensor of its own."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = spare.pop() if spare else None
+    if memory is None or len(memory) < size + _TENSORFLOW_ALIGNMENT:
+        memory = np.empty(size + _TENSORFLOW_ALIGNMENT, np.uint8)
+    start = -memory.__array_interface__["data"][0] % _TENSORFLOW_ALIGNMENT
+    lent: Array = np.asarray(_Loan(memory, spare))
+    return lent[start : start + size].view(dtype).reshape(shape)
 
 
 def rows_of(block: Block, layout: InputLayout, memory: RowMemory) -> Rows:
@@ -175,11 +211,3 @@ def _items(array: Array) -> Array:
     if array.shape[1] > 1:
         array = array.view(np.dtype((np.void, array.shape[1] * array.itemsize)))
     return array[:, 0]
-
-
-def _aligned(shape: tuple[int, ...], dtype: str) -> Array:
-    """An empty array at an address that TensorFlow accepts for a tensor of its own."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory: NDArray[Any] = np.empty(size + _TENSORFLOW_ALIGNMENT, np.uint8)
-    start = -memory.__array_interface__["data"][0] % _TENSORFLOW_ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)

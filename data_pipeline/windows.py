@@ -150,10 +150,7 @@ class WindowReader:
             for block, segment in zip(blocks.take(numbers), segments, strict=True)
         ]
         permutation = blocks.order.window_permutation(shard, window)
-        if permutation is None or len(parts) > 1:
-            rows = joined(parts, self._memory)
-        else:
-            rows = parts[0]
+        rows = joined(parts, self._memory) if permutation is None or len(parts) > 1 else parts[0]
         if permutation is not None:
             unordered, rows = rows, permuted(rows, permutation, self._memory)
             self._memory.give_back(unordered)

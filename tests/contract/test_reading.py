@@ -22,7 +22,7 @@ from data_pipeline.reader import (
     chunk_dataset,
     memory_bound_bytes,
 )
-from data_pipeline.rows import empty_rows
+from data_pipeline.rows import ChunkMemory
 from data_pipeline.source import Source, open_source
 from tests.support.orders import row_order
 
@@ -129,10 +129,10 @@ def test_an_evaluation_decodes_no_block_twice(
 def test_tensorflow_takes_chunks_over_without_a_copy() -> None:
     """The installed one does so with memory at multiples of 64 bytes; others would cost a copy."""
     layout = InputLayout((), "y", "float32", 7, None)
-    kept: list[Any] = []
+    memory, kept = ChunkMemory(layout), []
 
     def assemble() -> Any:
-        kept.append(empty_rows(layout, 1_000).labels)
+        kept.append(memory.empty(1_000).labels)
         return kept[-1]
 
     numbers = tf.data.Dataset.range(3)

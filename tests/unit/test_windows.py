@@ -14,7 +14,7 @@ from data_pipeline.blocks import Block
 from data_pipeline.errors import ReadError
 from data_pipeline.features import InputColumn, InputLayout
 from data_pipeline.plan import Plan, Share
-from data_pipeline.rows import RowMemory, empty_rows, joined, permuted, rows_of
+from data_pipeline.rows import ChunkMemory, RowMemory, joined, permuted, rows_of
 from data_pipeline.windows import WindowReader, most_rows_held
 from tests.support.orders import row_order
 
@@ -60,7 +60,7 @@ plans = st.builds(
 
 
 def read_rows(windows: WindowReader, share: Share, epoch: int, first: int, last: int) -> list[int]:
-    out = empty_rows(LAYOUT, share.rows_before(last) - share.rows_before(first))
+    out = ChunkMemory(LAYOUT).empty(share.rows_before(last) - share.rows_before(first))
     windows.copy(epoch, first, last, out)
     np.testing.assert_array_equal(out.labels[:, 0], -out.inputs[:, 0])
     assert out.weights is not None
@@ -159,7 +159,7 @@ def test_bytes_stay_bytes_until_they_are_dealt_out():
     rows = joined([whole.part(slice(1, 4)), whole.part(slice(0, 1))], memory)
     assert rows.inputs.dtype == np.uint8
     rows = permuted(rows, np.asarray([3, 0, 2, 1]), memory)
-    out = empty_rows(layout, 4)
+    out = ChunkMemory(layout).empty(4)
     for mine, theirs in out.pairs(rows):
         mine[:] = theirs
     assert out.inputs.dtype == np.float32
@@ -189,9 +189,25 @@ def test_columns_become_rows(columns):
 def test_rows_lie_where_tensorflow_takes_them_over():
     layout = InputLayout(NUMBER, "y", "float32", 3, "w")
     for count in (1, 17, 100_000):
-        rows = empty_rows(layout, count)
+        rows = ChunkMemory(layout).empty(count)
         for array in (rows.inputs, rows.labels, rows.weights):
             assert array is not None
             assert array.flags.c_contiguous
             assert array.ctypes.data % 64 == 0
             assert len(array) == count
+
+
+def test_memory_of_a_chunk_is_used_again_only_when_nobody_has_it():
+    layout = InputLayout(NUMBER, "y", "float32", 1, None)
+    memory = ChunkMemory(layout)
+    first = memory.empty(100)
+    first.inputs.fill(5.0)
+    address, part = first.inputs.ctypes.data, first.inputs[3:7]
+    del first
+    second = memory.empty(100)
+    second.inputs.fill(7.0)
+    assert part.tolist() == [[5.0]] * 4
+    assert second.inputs.ctypes.data != address
+    del part
+    assert memory.empty(90).inputs.ctypes.data == address
+    assert memory.empty(200).inputs.shape == (200, 1)
