@@ -18,9 +18,6 @@ from numpy.typing import NDArray
 from data_pipeline.blocks import Block
 from data_pipeline.features import Array, InputLayout
 
-TILE_BYTES = 2**18
-"""What is written in one go: columns, and shards, take turns in what a core's cache holds."""
-
 _TENSORFLOW_ALIGNMENT = 64
 
 
@@ -185,24 +182,15 @@ def fill(out: Rows, parts: Sequence[tuple[Block, slice]], layout: InputLayout) -
     for block, part in parts:
         label = block.label[part]
         end = at + len(label)
-        _fill_inputs(out.inputs[at:end], [values[part] for values in block.features], layout)
+        for feature, values in zip(layout.features, block.features, strict=True):
+            if values.ndim == 1:
+                out.inputs[at:end, feature.offset] = values[part]
+            else:
+                out.inputs[at:end, feature.offset : feature.offset + feature.size] = values[part]
         out.labels[at:end] = label
         if block.weight is not None and out.weights is not None:
             out.weights[at:end] = block.weight[part]
         at = end
-
-
-def _fill_inputs(out: Array, columns: Sequence[Array], layout: InputLayout) -> None:
-    """Copy columns into rows, tile by tile: each line of memory is written while it is near."""
-    tile = max(256, TILE_BYTES // out.strides[0])
-    for start in range(0, len(out), tile):
-        rows = out[start : start + tile]
-        for feature, values in zip(layout.features, columns, strict=True):
-            if values.ndim == 1:
-                rows[:, feature.offset] = values[start : start + tile]
-            else:
-                end = feature.offset + feature.size
-                rows[:, feature.offset : end] = values[start : start + tile]
 
 
 def _items(array: Array) -> Array:

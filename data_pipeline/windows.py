@@ -13,10 +13,15 @@ from dataclasses import dataclass, field
 from data_pipeline.blocks import BlockReader
 from data_pipeline.features import InputLayout
 from data_pipeline.plan import EpochOrder, Share
-from data_pipeline.rows import TILE_BYTES, RowMemory, Rows, joined, permuted, rows_of
+from data_pipeline.rows import RowMemory, Rows, joined, permuted, rows_of
 
 _DECODING_COPIES = 4
 """A block while it is decoded: encoded, in Arrow's memory, converted, without nulls."""
+
+_TILE_BYTES = 2**20
+"""Shards take turns in filling so much of a chunk, about what a core's cache holds."""
+
+_LEAST_TILE_ROWS = 64
 
 _WindowNumber = tuple[int, int]
 """(epoch, window): the windows of all owned shards with this number are read together."""
@@ -177,7 +182,7 @@ def _deal(
     owned = len(sources)
     pairs = [[] if source is None else out.pairs(source) for source in sources]
     row_bytes = sum(array.strides[0] for array in (out.inputs, out.labels))
-    tile = max(16, TILE_BYTES // (row_bytes * owned))
+    tile = max(_LEAST_TILE_ROWS, _TILE_BYTES // (row_bytes * owned))
     begin, end = min(start for start, _ in spans), max(stop for _, stop in spans)
     for low in range(begin, end, tile):
         for index, (start, stop) in enumerate(spans):
