@@ -37,7 +37,8 @@ class Block:
     """Rows of one row group, without nulls.
 
     Attributes:
-        features: One array a feature, `(rows,)` or `(rows, size)`, in the layout's order.
+        features: One array a feature, `(rows,)` or `(rows, size)`, in the layout's order; float32,
+            or uint8 where a list of bytes has no nulls.
         label: `(rows, label_size)`.
         weight: `(rows,) float32`, or None.
         nulls: Rows with a null or NaN, by column, before the policy was applied.
@@ -92,7 +93,10 @@ class TableReader:
         index, group = self._blocks[block]
         file = self._source.files[index]
         try:
-            table = self._parquet_file(index).read_row_group(group, columns=self._columns)
+            # Whoever wants several blocks at a time reads them on threads of its own.
+            table = self._parquet_file(index).read_row_group(
+                group, columns=self._columns, use_threads=False
+            )
         except (OSError, pa.ArrowException) as error:
             raise ReadError(
                 f"cannot read block {group} of {file.path}: {reason(file.path, error)}. The file "
@@ -126,6 +130,9 @@ class BlockReader:
     """Reads blocks of one source; safe to share between threads.
 
     Blocks are kept, least recently used out first, up to `cache_bytes`.
+
+    Attributes:
+        decoded_blocks: How often a block was read from its file.
     """
 
     def __init__(
@@ -139,6 +146,7 @@ class BlockReader:
         self._cached: OrderedDict[int, Block] = OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
+        self.decoded_blocks = 0
 
     def read(self, block: int) -> Block:
         """The block with this number, from memory or from its file.
@@ -153,6 +161,7 @@ class BlockReader:
                 return self._cached[block]
         decoded = self._decode(block)
         with self._lock:
+            self.decoded_blocks += 1
             if block not in self._cached and decoded.size_bytes <= self._cache_bytes:
                 self._cached[block] = decoded
                 self._cached_bytes += decoded.size_bytes
@@ -181,7 +190,8 @@ class BlockReader:
             if feature.encoding is not None:  # a null is encoded, too
                 values = _encoded(feature, table[feature.name])
             else:
-                values = _filled(table, feature.name, feature.size, "float32", masks)
+                dtype = _feature_dtype(table, feature.name, masks)
+                values = _filled(table, feature.name, feature.size, dtype, masks)
             features.append(values)
         if layout.label_classes is not None:
             label = _classes(layout, table[layout.label])
@@ -221,6 +231,15 @@ def _classes(layout: InputLayout, column: pa.ChunkedArray) -> Array:
         ) from None
 
 
+def _feature_dtype(table: pa.Table, name: str, masks: dict[str, Array]) -> str:
+    """Lists of bytes, such as images, stay bytes while rows are read and shuffled."""
+    kind = table[name].type
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    is_bytes = pa.types.is_nested(kind) and pa.types.is_uint8(kind.value_type)
+    return "uint8" if is_bytes and not (name in masks and masks[name].any()) else "float32"
+
+
 def _filled(table: pa.Table, name: str, size: int, dtype: str, masks: dict[str, Array]) -> Array:
     """Values of a column in which nulls and NaN count as zero.
 
@@ -241,6 +260,6 @@ def _filled(table: pa.Table, name: str, size: int, dtype: str, masks: dict[str, 
         raise DataError(
             f"column {name!r} has {error} Correct the rows, or leave them out."
         ) from None
-    if values.dtype.kind == "f" and any(mask.any() for mask in masks.values()):
+    if values.dtype.kind == "f" and name in masks and masks[name].any():
         values = np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=-np.inf)
     return values

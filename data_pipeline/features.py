@@ -304,6 +304,8 @@ def null_rows(column: pa.ChunkedArray) -> Array:
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
+    if not array.null_count and not _has_null_or_nan(array):
+        return np.zeros(len(array), bool)
     is_null = np.asarray(pc.is_null(array, nan_is_null=not pa.types.is_nested(array.type)))
     if not pa.types.is_nested(array.type):
         return is_null
@@ -312,6 +314,17 @@ def null_rows(column: pa.ChunkedArray) -> Array:
         parents = np.asarray(pc.list_parent_indices(array))
         is_null[parents[inner]] = True
     return is_null
+
+
+def _has_null_or_nan(array: pa.Array) -> bool:
+    """Whether there is one among the elements; far cheaper than to tell which."""
+    if pa.types.is_nested(array.type):
+        array = array.flatten()
+    if array.null_count:
+        return True
+    if not pa.types.is_floating(array.type) or len(array) == 0:
+        return False
+    return bool(np.isnan(array.to_numpy().min()))  # a minimum is NaN where a value is
 
 
 def assemble_rows(columns: Sequence[Array], layout: InputLayout) -> Array:
