@@ -97,7 +97,13 @@ def run_ray(options: dict[str, Any]) -> dict[str, Any]:
     import ray
 
     files = files_of(options)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     dataset = ray.data.read_parquet(str(files.folder), columns=files.column_names)
