@@ -195,6 +195,11 @@ def run_tfrecord(options: dict[str, Any]) -> dict[str, Any]:
     return _timed_batches(batches, options)
 
 
+def write_tfrecord_file(options: dict[str, Any]) -> dict[str, Any]:
+    """What `run_tfrecord` reads, where it is not there yet."""
+    return {"path": str(write_tfrecords(files_of(options)))}
+
+
 def _timed_batches(batches: Any, options: dict[str, Any]) -> dict[str, Any]:
     """A `tf.data` pipeline, used up inside of a compiled loop."""
     import tensorflow as tf
@@ -253,6 +258,7 @@ PEERS = {
     "generator": run_generator,
     "slices": run_slices,
     "tfrecord": run_tfrecord,
+    "tfrecord-file": write_tfrecord_file,
     "lockstep": run_lockstep,
     "together": run_together,
     "memory": run_memory,
