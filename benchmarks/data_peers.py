@@ -124,7 +124,7 @@ def run_ray(options: dict[str, Any]) -> dict[str, Any]:
                     touch(batch)
                     yield len(batch[label])
 
-    return timed(batches(), 20 * BATCH, options["least_s"])
+    return timed(batches(), min(20 * BATCH, files.rows // 2), options["least_s"])
 
 
 def _touch_columns(features: list[str], label: str) -> Callable[[Any], Any]:
