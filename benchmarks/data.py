@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.data_files import BATCH, all_files, write_tfrecords
+from benchmarks.data_files import BATCH, all_files
 from benchmarks.harness import (
     LookOut,
     Peer,
@@ -114,7 +114,7 @@ class Trials:
         """Write what the peers read, where it is not there."""
         for files in self._files.values():
             files.write()
-        write_tfrecords(self._files["numbers"])
+        _run("tfrecord-file", {"files": "numbers", "is_quick": self._is_quick})
 
     def peers(self) -> list[Peer]:
         """Everything that is timed, in the order of a repeat."""

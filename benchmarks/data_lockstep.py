@@ -4,12 +4,16 @@ The way of the rows is that of a training: footers, scan, plan, `TrainingChunks`
 and a compiled loop that cuts batches out of chunks. Only the step itself is replaced by sums.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.data_files import Files, memory_files
 from benchmarks.data_scale import resident_bytes
@@ -47,9 +51,9 @@ class Worker:
         )
         self.plan = Plan(source.block_rows, batch, data.virtual_shards, window, "window", 1)
         self.share = Share(self.plan, options.get("rank", 0), options.get("workers", 1))
-        cache_bytes = options.get("cache_mb", 0) * 2**20
-        self._reader = BlockReader(source, self.layout, "error", cache_bytes)
-        self.bound_bytes = memory_bound_bytes(self.share, self.layout, cache_bytes)
+        self._source = source
+        self._cache_bytes = options.get("cache_mb", 0) * 2**20
+        self._reader = BlockReader(source, self.layout, "error", self._cache_bytes)
         self.epochs = 0
 
     def chunks(self) -> Iterator[int]:
@@ -58,30 +62,34 @@ class Worker:
         chunks = TrainingChunks(self.share, self._reader, self.layout, _EPOCHS)
 
         @tf.function(reduce_retracing=True)
-        def touch(inputs: Any, labels: Any, weights: Any, offsets: Any) -> Any:
+        def touch(inputs: Any, labels: Any, offsets: Any) -> Any:
             total = tf.zeros(())
             for index in tf.range(tf.shape(offsets)[0] - 1):
                 begin, end = offsets[index], offsets[index + 1]
-                total += tf.reduce_sum(inputs[begin:end]) + tf.reduce_sum(weights[begin:end])
+                total += tf.reduce_sum(inputs[begin:end])
                 total += tf.reduce_sum(tf.cast(labels[begin:end], tf.float32))
             return total
 
         for number, chunk in enumerate(chunk_dataset(chunks, self.layout, 0)):
-            touch(*chunk[:4]).numpy()
+            touch(chunk[0], chunk[1], chunk[3]).numpy()
             yield int(chunk[0].shape[0])
             self.epochs = (number + 1) // chunks.chunks_per_epoch
 
     def decoded_in_an_epoch(self) -> dict[str, Any]:
-        """Blocks that were decoded while this worker's rows were gone through once, from cold."""
-        reader = self._reader
-        before = reader.decoded_blocks
+        """Blocks that are decoded while this worker's rows are gone through once, from cold."""
+        reader = BlockReader(self._source, self.layout, "error", self._cache_bytes)
         chunks = TrainingChunks(self.share, reader, self.layout, 1)
         for number in range(chunks.chunks):
             chunks.assemble(number)
-        return {
-            "decoded_blocks": reader.decoded_blocks - before,
-            "blocks": len(self.plan.block_rows),
-        }
+        return {"decoded_blocks": reader.decoded_blocks, "blocks": len(self.plan.block_rows)}
+
+    def bound_bytes(self, block_rows: NDArray[np.int64] | None = None) -> int:
+        """The bound on this worker's memory, or on one with the same options and other blocks."""
+        plan = self.plan
+        if block_rows is not None:
+            plan = dataclasses.replace(plan, block_rows=block_rows)
+        share = Share(plan, self.share.rank, self.share.workers)
+        return memory_bound_bytes(share, self.layout, self._cache_bytes)
 
 
 def _learned(source: Any, layout: Any) -> Any:
@@ -148,7 +156,8 @@ def run_memory(batch: int, options: dict[str, Any]) -> dict[str, Any]:
     """
     small = memory_files(options["small_rows"])
     small.write()
-    bound = Worker(small, batch, {"window_rows": _MEMORY_WINDOW_ROWS}).bound_bytes
+    large = np.full(1_000, small.block_rows, np.int64)
+    bound = Worker(small, batch, {"window_rows": _MEMORY_WINDOW_ROWS}).bound_bytes(large)
     for _ in zip(range(3), Worker(small, batch, {"window_rows": 256}).chunks(), strict=False):
         pass
     row_bytes = 4 * (small.columns + 1)
@@ -172,7 +181,7 @@ def run_memory(batch: int, options: dict[str, Any]) -> dict[str, Any]:
     watching.join()
     return {
         "growth_bytes": peak[0] - before,
-        "bound_bytes": worker.bound_bytes,
+        "bound_bytes": worker.bound_bytes(),
         "data_bytes": rows * row_bytes,
         "begin_s": begin_s,
         "end_s": time.time(),

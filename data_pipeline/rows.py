@@ -148,7 +148,7 @@ def _lent(spare: list[Array], shape: tuple[int, ...], dtype: str) -> Array:
 def rows_of(block: Block, layout: InputLayout, memory: RowMemory) -> Rows:
     """The rows of a block, copied; but a single feature of several numbers stays where it is."""
     if len(block.features) == 1 and block.features[0].ndim == 2:
-        return Rows(block.features[0], block.label, block.weight)
+        return Rows(np.ascontiguousarray(block.features[0]), block.label, block.weight)
     rows = memory.take(block.rows, np.result_type(*(values.dtype for values in block.features)))
     fill(rows, [(block, slice(None))], layout)
     return rows

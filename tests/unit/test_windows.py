@@ -69,7 +69,7 @@ def read_rows(windows: WindowReader, share: Share, epoch: int, first: int, last:
     return rows
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(plans, st.integers(1, 3), st.lists(st.integers(0, 480), max_size=6), st.integers(0, 480))
 def test_rows_are_those_of_the_plan_and_no_block_is_decoded_twice(plan, workers, cuts, begin):
     """For any cuts of two epochs, from any row of the first one on."""
@@ -119,6 +119,16 @@ def test_reading_anew_starts_over_wherever_it_is():
     order = [row_order(plan, epoch).tolist() for epoch in (0, 1)]
     for epoch, first, last in [(0, 0, 50), (0, 200, 270), (1, 0, 9), (1, 100, 110), (0, 40, 60)]:
         assert read_rows(windows, share, epoch, first, last) == order[epoch][first:last]
+
+
+def test_what_was_held_for_another_place_is_let_go():
+    plan = Plan(np.full(400, 30, np.int64), 16, 4, 20, "window", 3)
+    share, blocks = Share(plan, 0, 1), Blocks(plan.block_rows)
+    windows = WindowReader(share, blocks, LAYOUT, 1, 2)
+    for place in range(0, plan.rows, 199):
+        read_rows(windows, share, 0, place, place + 1)
+    windows._pool.shutdown(wait=True)
+    assert blocks.rows_alive() <= most_rows_held(share, 2) < plan.rows / 8
 
 
 def test_the_next_windows_are_read_before_they_are_needed():
