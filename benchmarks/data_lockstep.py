@@ -19,9 +19,10 @@ from benchmarks.data_files import Files, memory_files
 from benchmarks.data_scale import resident_bytes
 from configs.schema import DataConfig
 from data_pipeline.blocks import BlockReader
+from data_pipeline.dataset import chunk_dataset
 from data_pipeline.features import input_layout
 from data_pipeline.plan import Plan, Share, auto_window_rows
-from data_pipeline.reader import TrainingChunks, chunk_dataset, memory_bound_bytes
+from data_pipeline.reader import TrainingChunks, memory_bound_bytes
 from data_pipeline.source import open_source
 
 _EPOCHS = 10_000

@@ -20,6 +20,7 @@ from data_pipeline.encoding import Category, Text, Timestamp, is_text_type
 from data_pipeline.features import InputLayout
 from data_pipeline.features import null_rows as null_rows_of
 from data_pipeline.plan import EpochOrder, Plan, Share
+from data_pipeline.reader import memory_bound_bytes
 from data_pipeline.scan import Moments
 from data_pipeline.source import Source
 
@@ -134,8 +135,10 @@ def column_facts(column: pa.ChunkedArray) -> ColumnFacts:
     return ColumnFacts(rows, null_rows, extremes, moments)
 
 
-def describe_shares(plan: Plan, workers: int) -> list[dict[str, Any]]:
-    """What each of the workers owns in the first epoch."""
+def describe_shares(
+    plan: Plan, layout: InputLayout, workers: int, cache_bytes: int = 0
+) -> list[dict[str, Any]]:
+    """What each of the workers owns in the first epoch, and the memory it takes at most."""
     order = plan.for_epoch(0)
     shares = []
     for rank in range(workers):
@@ -148,6 +151,7 @@ def describe_shares(plan: Plan, workers: int) -> list[dict[str, Any]]:
                 "rows": sum(plan.shard_rows(shard) for shard in share.shards),
                 "blocks": _blocks_of(order, share),
                 "rows_a_step": [int(steps.min()), int(steps.max())],
+                "memory_bound_bytes": memory_bound_bytes(share, layout, cache_bytes),
             }
         )
     return shares
@@ -230,9 +234,9 @@ def _becomes(name: str, layout: InputLayout) -> str:
         return f"{encoding.output} of {encoding.indices}"
     if isinstance(encoding, Text):
         return f"{encoding.output} of {encoding.indices} words, {encoding.sequence_length} a row"
-    scaled = ", normalised" if feature.is_normalized else ""
     if isinstance(encoding, Timestamp):
-        return ", ".join(_forms(encoding)) + scaled
+        return ", ".join(_forms(encoding))
+    scaled = ", normalised" if feature.is_normalized else ""
     return "float32" + (f" {list(feature.shape)}" if feature.shape else "") + scaled
 
 

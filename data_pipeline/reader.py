@@ -1,9 +1,9 @@
-"""A worker's rows as a `tf.data.Dataset` of finished chunks of many steps.
+"""A worker's rows in finished chunks of many steps.
 
 Python works once a chunk, never once a step: a chunk holds the rows of several consecutive steps
-and the offsets at which the compiled loop slices them. The dataset is a range of chunk numbers,
-mapped; starting anywhere is starting the range there. Chunks run on over the ends of epochs, so
-that the next epoch's first rows are ready when it begins.
+and the offsets at which the compiled loop slices them. Chunks have numbers, and any of them can be
+assembled first. They run on over the ends of epochs, so that the next epoch's first rows are ready
+when it begins. `data_pipeline.dataset` hands them to TensorFlow.
 """
 
 import itertools
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from data_pipeline.blocks import Block, BlockReader
@@ -23,8 +22,8 @@ from data_pipeline.windows import WindowReader, most_rows_held
 
 _CHUNK_BYTES = 16 * 2**20
 _MAX_CHUNK_STEPS = 1024
-_CHUNKS_AHEAD = 2
-_CHUNKS_IN_MEMORY = _CHUNKS_AHEAD + 3  # in use, finished but not yet fetched, being assembled
+CHUNKS_AHEAD = 2
+_CHUNKS_IN_MEMORY = CHUNKS_AHEAD + 3  # in use, finished but not yet fetched, being assembled
 _READ_THREADS = 2
 
 
@@ -74,40 +73,6 @@ class ChunkSource(Protocol):
     def assemble(self, chunk: int) -> ChunkArrays:
         """The arrays of a `ChunkRows`, in the order of its fields."""
         ...
-
-
-def chunk_dataset(source: ChunkSource, layout: InputLayout, first: int) -> tf.data.Dataset:
-    """Chunks `first`, `first + 1`, ... of a source, assembled ahead of use."""
-    signature = chunk_signature(layout)
-
-    def assemble(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        arrays = tf.numpy_function(source.assemble, [number], [spec.dtype for spec in signature])
-        return tuple(
-            tf.ensure_shape(array, spec.shape)
-            for array, spec in zip(arrays, signature, strict=True)
-        )
-
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = 2
-    options.autotune.enabled = False
-    return (
-        tf.data.Dataset.range(first, source.chunks)
-        .map(assemble, num_parallel_calls=1)
-        .prefetch(_CHUNKS_AHEAD)
-        .with_options(options)
-    )
-
-
-def chunk_signature(layout: InputLayout) -> tuple[tf.TensorSpec, ...]:
-    """Types and shapes of a chunk's tensors, in the order of the fields of `ChunkRows`."""
-    return (
-        tf.TensorSpec((None, *layout.input_shape), tf.float32),
-        tf.TensorSpec((None, layout.label_size), layout.label_dtype),
-        tf.TensorSpec((None,), tf.float32),
-        tf.TensorSpec((None,), tf.int32),
-        tf.TensorSpec((None,), tf.float32),
-        tf.TensorSpec((None,), tf.int32),
-    )
 
 
 def steps_per_chunk(plan: Plan, layout: InputLayout, workers: int) -> int:

@@ -23,7 +23,6 @@ from cluster.runtime import Need, session
 from configs.errors import UserError
 from configs.load import load_job
 from configs.schema import Job
-from data_pipeline.describe import describe_columns, describe_shares, sample_rows, source_facts
 from trainer.certificate import VerifySettings
 from trainer.payloads import PlannedData, TrainingSettings
 from trainer.preflight import open_sources, plan_data
@@ -266,51 +265,6 @@ def verify(
     if certificate["verdict"] is None:
         raise Interrupted("stopped; there is no verdict.")
     return certificate
-
-
-def describe_data(
-    job: Job | Mapping[str, Any] | str | Path,
-    *,
-    overrides: Sequence[str] = (),
-    rows: int = 5,
-) -> dict[str, Any]:
-    """What a job's data is, as plain values: `sources`, `columns`, `sample`, `order`, `workers`.
-
-    Reads all rows twice, as training does once; starts nothing.
-
-    Args:
-        job: A Job, a mapping, or the path of a job file.
-        overrides: `a.b=value`, applied last.
-        rows: Rows of the sample.
-
-    Raises:
-        UserError: Something is wrong with the job or its data.
-    """
-    loaded = load_job(job, overrides)
-    sources, layout = open_sources(loaded)
-    data = plan_data(loaded, sources, layout)
-    plan, train_rows = data.plan, data.sources["train"]
-    sample = sample_rows(plan, train_rows, layout, loaded.data.on_null, rows)
-    return {
-        "sources": {role: source_facts(source) for role, source in sources.items()},
-        "columns": describe_columns(train_rows, layout),
-        "sample": [
-            {name: value if _is_plain(value) else str(value) for name, value in row.items()}
-            for row in sample.to_pylist()
-        ],
-        "order": {
-            "shuffle": plan.shuffle,
-            "window_rows": plan.rows_per_window,
-            "virtual_shards": plan.virtual_shards,
-            "global_batch_size": plan.global_batch_size,
-            "steps_per_epoch": plan.steps_per_epoch,
-        },
-        "workers": describe_shares(plan, loaded.cluster.workers),
-    }
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, int | float | str | list | None)
 
 
 def _data_warnings(data: PlannedData) -> list[str]:

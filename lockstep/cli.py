@@ -145,10 +145,10 @@ def show(
     from configs.load import load_job
 
     loaded = load_job(job, changes)
-    from lockstep import api
+    from lockstep.data import describe_data
     from lockstep.render_data import show_data
 
-    facts = api.describe_data(loaded, rows=rows)
+    facts = describe_data(loaded, rows=rows)
     if is_json:
         _print_json(_finite(facts))
     else:

@@ -13,15 +13,10 @@ from hypothesis import strategies as st
 
 from configs.schema import DataConfig
 from data_pipeline.blocks import Block, BlockReader
+from data_pipeline.dataset import chunk_dataset
 from data_pipeline.features import InputLayout, input_layout
 from data_pipeline.plan import Plan, Share
-from data_pipeline.reader import (
-    EvaluationChunks,
-    EvaluationCut,
-    TrainingChunks,
-    chunk_dataset,
-    memory_bound_bytes,
-)
+from data_pipeline.reader import EvaluationChunks, EvaluationCut, TrainingChunks, memory_bound_bytes
 from data_pipeline.rows import ChunkMemory
 from data_pipeline.source import Source, open_source
 from tests.support.orders import row_order

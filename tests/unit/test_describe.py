@@ -1,12 +1,15 @@
 """`data show`: columns, the first rows of the first batch, and the sharding, as they are."""
 
 import datetime as dt
+import io
+import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from configs.schema import DataConfig
 from data_pipeline.describe import (
@@ -20,6 +23,8 @@ from data_pipeline.features import InputLayout, input_layout
 from data_pipeline.plan import Plan, Shuffle
 from data_pipeline.scan import learn
 from data_pipeline.source import Source, open_source
+from lockstep.data import describe_data
+from lockstep.render_data import show_data
 from tests.support.orders import row_order
 from tests.support.parquet import write_parquet
 
@@ -57,9 +62,9 @@ def test_the_sample_is_the_first_batch(tmp_path, shuffle):
 @pytest.mark.parametrize("shuffle", ["none", "window", "full"])
 @pytest.mark.parametrize("workers", [1, 3, 4])
 def test_shares_hold_each_row_once(tmp_path, shuffle, workers):
-    source, _ = opened(tmp_path)
+    source, layout = opened(tmp_path)
     plan = plan_of(source, shuffle)
-    shares = describe_shares(plan, workers)
+    shares = describe_shares(plan, layout, workers)
     assert sum(share["rows"] for share in shares) == ROWS
     assert shares[0]["virtual_shards"][0] == 0
     assert shares[-1]["virtual_shards"][1] == 3
@@ -108,3 +113,26 @@ def test_sources_are_counted(tmp_path):
     facts = source_facts(source)
     assert (facts["files"], facts["blocks"], facts["rows"]) == (1, 8, ROWS)
     assert facts["rows_a_block"] == [4, 7]
+
+
+def test_all_of_it_is_printed_and_is_json(tmp_path):
+    opened(tmp_path / "train")
+    job = {
+        "name": "shown",
+        "model": {"layers": [{"Dense": {"units": 1}}]},
+        "compile": {"loss": "mse"},
+        "data": {"train": str(tmp_path / "train"), "features": ["a", "c", "t"], "label": "y"},
+        "train": {"epochs": 1, "global_batch_size": 10},
+        "cluster": {"workers": 3},
+    }
+    facts = describe_data(job, rows=4)
+    assert json.loads(json.dumps(facts)) == facts
+    assert [worker["rank"] for worker in facts["workers"]] == [0, 1, 2]
+    assert all(worker["memory_bound_bytes"] > 0 for worker in facts["workers"])
+    assert len(facts["sample"]) == 4
+    text = io.StringIO()
+    show_data(Console(file=text, width=140), facts)
+    shown = text.getvalue()
+    for expected in ("53", "one_hot of 3", "2 different: x 35, y 18", "virtual shards", "travel"):
+        assert expected in shown
+    assert len([line for line in shown.splitlines() if line.startswith(" t  ")]) == 2
