@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.data_files import Files, memory_files
 from benchmarks.data_scale import resident_bytes
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline.blocks import BlockReader
 from data_pipeline.dataset import chunk_dataset
 from data_pipeline.features import input_layout

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from configs.schema import FeatureConfig
+from configs.data import FeatureConfig
 from data_pipeline.errors import DataError
 
 Floats = NDArray[np.float32]

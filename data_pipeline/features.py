@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from configs.schema import DataConfig, FeatureConfig, check_settings
+from configs.data import DataConfig, FeatureConfig, check_settings
 from data_pipeline.encoding import Encoding, Timestamp, encoding_of
 from data_pipeline.errors import DataError
 from data_pipeline.source import Column, Source

@@ -20,7 +20,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from configs.schema import DataConfig, Paths
+from configs.data import DataConfig
+from configs.section import Paths
 from data_pipeline.converted import (
     Converted,
     PartWriter,

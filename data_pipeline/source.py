@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from configs.errors import did_you_mean
-from configs.schema import Paths
+from configs.section import Paths
 from data_pipeline import storage
 from data_pipeline.errors import DataError
 from data_pipeline.object_stores import failures_of

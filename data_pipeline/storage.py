@@ -36,7 +36,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from configs.errors import did_you_mean
-from configs.schema import Paths
+from configs.section import Paths
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.object_stores import Store, failures_of, is_remote, store_of, whereabouts
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import did_you_mean
-from configs.schema import Paths
+from configs.section import Paths
 from data_pipeline import storage
 from data_pipeline.csv_text import CsvFile, CsvRules, open_csv, with_common_types
 from data_pipeline.encoding import RawKind

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from configs.schema import Paths
+from configs.section import Paths
 from data_pipeline.errors import DataError
 from data_pipeline.features import Array, class_numbers
 from data_pipeline.tables import FileRows, Wanted, null_error, open_tables

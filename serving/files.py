@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from configs.schema import Paths
+from configs.section import Paths
 from data_pipeline.errors import DataError
 from data_pipeline.tables import FileRows, Tables, null_error, open_tables
 from serving.errors import OutputError, WriteError

@@ -15,7 +15,8 @@ import keras
 import numpy as np
 
 from configs.catalog import catalog, find_kind, is_own_code, split_spec
-from configs.schema import CompileConfig, Job, KerasSpec
+from configs.schema import CompileConfig, Job
+from configs.section import KerasSpec
 from data_pipeline.features import InputLayout
 from data_pipeline.scan import Statistics
 from trainer import keras_adapter

@@ -14,7 +14,7 @@ import pyarrow as pa
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from configs.schema import ImagesConfig
+from configs.data import ImagesConfig
 from data_pipeline.csv_text import CsvRules, open_csv, with_common_types
 from data_pipeline.errors import DataError
 from data_pipeline.formats.eager import on_cpu, reason

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from configs.schema import DataConfig, Paths
+from configs.data import DataConfig
+from configs.section import Paths
 from data_pipeline.errors import DataError
 from data_pipeline.source import PARQUET_SUFFIXES
 from data_pipeline.storage import find

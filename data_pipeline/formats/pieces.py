@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.storage import FileState
 

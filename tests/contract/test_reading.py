@@ -11,7 +11,7 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline.blocks import Block, BlockReader
 from data_pipeline.dataset import chunk_dataset
 from data_pipeline.features import InputLayout, input_layout

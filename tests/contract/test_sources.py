@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline import converted
 from data_pipeline.blocks import BlockReader
 from data_pipeline.features import InputLayout, input_layout

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import lockstep
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.ingest import ingested
 from data_pipeline.source import describe_field

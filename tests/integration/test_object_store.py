@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline import storage
 from data_pipeline.blocks import BlockReader
 from data_pipeline.errors import DataError, ReadError

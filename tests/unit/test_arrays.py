@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import lockstep
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline.arrays import from_arrays
 from data_pipeline.converted import PartWriter
 from data_pipeline.errors import ConvertError, DataError

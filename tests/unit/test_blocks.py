@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline.blocks import BlockReader
 from data_pipeline.features import input_layout, null_rows
 from data_pipeline.source import open_source

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline.describe import (
     column_facts,
     describe_columns,

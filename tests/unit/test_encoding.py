@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.data import DataConfig, FeatureConfig
 from configs.errors import JobError
 from configs.load import load_job
-from configs.schema import DataConfig, FeatureConfig
 from data_pipeline.blocks import BlockReader
 from data_pipeline.encoding import (
     Category,

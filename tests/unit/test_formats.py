@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.formats import ndjson
 from data_pipeline.ingest import ingested

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline import converted, ingest
 from data_pipeline.converted import PartWriter, find_converted
 from data_pipeline.errors import ConvertError, DataError, ReadError

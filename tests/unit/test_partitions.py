@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline.blocks import BlockReader
 from data_pipeline.errors import DataError
 from data_pipeline.features import input_layout

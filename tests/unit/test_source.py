@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline import storage
 from data_pipeline.errors import DataError
 from data_pipeline.features import InputLayout, input_layout

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline import object_stores, storage
 from data_pipeline.blocks import BlockReader
 from data_pipeline.errors import DataError, ReadError

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline.blocks import BlockReader
 from data_pipeline.features import input_layout
 from data_pipeline.ingest import ingested
