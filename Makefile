@@ -69,6 +69,10 @@ format: $(READY) ## Rewrite the code in the project's format
 bench-step: $(READY) ## Steps and examples a second beside plain Keras and tf_keras
 	$(BIN)/python -m benchmarks.step
 
+.PHONY: bench-data
+bench-data: $(READY) ## Rows a second beside Ray Data, tf.data and plain decoding
+	$(BIN)/python -m benchmarks.data
+
 .PHONY: catalog
 catalog: $(READY) ## The table of Keras names, after a change of the Keras version
 	$(BIN)/python -m trainer.catalog

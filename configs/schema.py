@@ -5,51 +5,23 @@ names of layers, losses and the like are checked against the catalogue (`configs
 data holds is checked by the packages that read it. `configs.load` turns YAML into a `Job`.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
-    field_validator,
     model_validator,
 )
 
-from configs.catalog import check_spec
-
-KerasSpec = str | dict[str, Any]
-"""A Keras object: its name, or a mapping of its class name to its arguments."""
-
-
-def _known(kind: str) -> Callable[[KerasSpec], KerasSpec]:
-    """A validator that refuses names and arguments that `keras.<kind>` does not have."""
-
-    def check(spec: KerasSpec) -> KerasSpec:
-        check_spec(kind, spec)
-        return spec
-
-    return check
-
-
-LayerSpec = Annotated[KerasSpec, AfterValidator(_known("layers"))]
-LossSpec = Annotated[KerasSpec, AfterValidator(_known("losses"))]
-MetricSpec = Annotated[KerasSpec, AfterValidator(_known("metrics"))]
-OptimizerSpec = Annotated[KerasSpec, AfterValidator(_known("optimizers"))]
-CallbackSpec = Annotated[KerasSpec, AfterValidator(_known("callbacks"))]
-
-Paths = str | list[str]
-"""A file, a folder, a glob, or a list of these."""
-
-PositiveInt = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+from configs.data import DataConfig
+from configs.section import (
+    CallbackSpec,
+    LayerSpec,
+    LossSpec,
+    MetricSpec,
+    OptimizerSpec,
+    PositiveInt,
+    Section,
+)
 
 
 class ModelConfig(Section):
@@ -100,111 +72,6 @@ class CompileConfig(Section):
     loss_weights: float | None = Field(
         None, description="Factor of the loss. null: 1.", allow_inf_nan=False
     )
-
-
-class FeatureConfig(Section):
-    """One input column."""
-
-    name: str = Field(description="The column's name in the files.")
-    shape: list[PositiveInt] | None = Field(
-        None,
-        description="Shape of one row's value for a list column, such as [28, 28, 1]. null: a "
-        "scalar for a scalar column, a vector for a list column.",
-    )
-    normalize: bool | None = Field(
-        None,
-        description="Shift and scale this column to mean 0 and variance 1 (over the last axis of "
-        "its shape). null: what data.normalize says.",
-    )
-
-
-def _named(entry: Any) -> Any:
-    return {"name": entry} if isinstance(entry, str) else entry
-
-
-Feature = Annotated[
-    FeatureConfig, BeforeValidator(_named, json_schema_input_type=str | FeatureConfig)
-]
-
-
-class DataConfig(Section):
-    """The rows: where they are, which columns count, and how they are ordered."""
-
-    train: Paths = Field(description="Training files: a path, a folder, a glob, or a list.")
-    validation: Paths | None = Field(
-        None, description="Rows to evaluate on after each epoch. null: none."
-    )
-    test: Paths | None = Field(
-        None, description="Rows to evaluate on once, at the end. null: none."
-    )
-    features: list[Feature] = Field(
-        description="Input columns in order, as names or with details.", min_length=1
-    )
-    label: str = Field(description="The column to predict.")
-    weight: str | None = Field(
-        None, description="Column with each row's weight in the loss and weighted metrics."
-    )
-    normalize: bool = Field(
-        False,
-        description="Normalise all features with statistics computed once, exactly, over the "
-        "training rows; they travel inside the model.",
-    )
-    on_null: Literal["error", "drop", "zero"] = Field(
-        "error",
-        description="What a null or NaN in a feature, the label or the weight does: stop with an "
-        "error, drop the row, or count as zero (features only; labels and weights always stop).",
-    )
-    shuffle: Literal["none", "window", "full"] = Field(
-        "window",
-        description="none: file order. window: blocks are permuted, rows shuffled inside windows. "
-        "full: one window is a whole virtual shard (holds all rows of a worker in memory).",
-    )
-    virtual_shards: PositiveInt = Field(
-        16,
-        description="Number of equal parts of each epoch's rows that workers own whole; the "
-        "greatest possible number of workers.",
-        le=65536,
-    )
-    window_rows: int = Field(
-        0, description="Rows in a shuffle window. 0: chosen from the size of a row.", ge=0
-    )
-    cache_mb: int = Field(
-        512, description="Decoded data a worker keeps between epochs, in MiB. 0: none.", ge=0
-    )
-
-    @field_validator("features")
-    @classmethod
-    def _features_once(cls, features: list[FeatureConfig]) -> list[FeatureConfig]:
-        names = [feature.name for feature in features]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"received {twice} more than once. Name each column once.")
-        return features
-
-    @model_validator(mode="after")
-    def _roles_differ(self) -> Self:
-        names = [feature.name for feature in self.features]
-        for role in ("label", "weight"):
-            column = getattr(self, role)
-            if column is not None and column in names:
-                raise ValueError(
-                    f"column {column!r} is both {role} and feature; it can be one of them. "
-                    f"Take it out of features."
-                )
-        if self.label == self.weight:
-            raise ValueError(f"column {self.label!r} is both label and weight. Name two columns.")
-        if self.window_rows and self.shuffle != "window":
-            raise ValueError(
-                f"window_rows={self.window_rows} has no effect with shuffle: {self.shuffle}. "
-                "Remove window_rows or set shuffle: window."
-            )
-        return self
-
-    @property
-    def columns(self) -> list[str]:
-        """Every column that is read: features, label and weight, in this order."""
-        extra = [self.label] if self.weight is None else [self.label, self.weight]
-        return [feature.name for feature in self.features] + extra
 
 
 class TrainConfig(Section):

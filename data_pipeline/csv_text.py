@@ -3,11 +3,11 @@
 CSV has no types. A file is read twice: once to find, for each column, the narrowest type that holds
 all of its values, and how many rows there are; then to be used. Both passes read text and convert
 it by the same rules, in blocks, so memory does not grow with the file. Comma, UTF-8 and a line of
-column names are what is understood.
+column names are what is understood; files may be compressed by gzip.
 """
 
 import csv
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -15,10 +15,17 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from data_pipeline.errors import DataError, ReadError
+from data_pipeline.formats.pieces import BadLine
+from data_pipeline.inputs import open_input, open_text
 
 _BLOCK_BYTES = 4 * 2**20
+_PROBED_ROWS = 16
+_SHOWN_LETTERS = 1_000
 _TEXT = pa.string()
 _NARROW = (pa.int64(), pa.float64(), pa.bool_())
+
+# ISO 8601, without and with a zone. What a microsecond cannot tell stays text.
+_TIMES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))
 
 MISSING = ("", "NA", "N/A", "#N/A", "n/a", "NaN", "nan", "-NaN", "-nan", "null", "NULL", "None")
 """What stands for no value in a column of numbers; in a column of text it is text."""
@@ -36,13 +43,15 @@ class CsvFile:
     Attributes:
         path: The file.
         rows: Rows below the line of names.
-        schema: Name and type of each column: int64, double, bool or string, or null where it holds
-            no value at all.
+        schema: Name and type of each column: int64, double, bool, timestamp or string, or null
+            where it holds no value at all.
+        bad_lines: Lines with too many or too few values, which are left out.
     """
 
     path: str
     rows: int
     schema: pa.Schema
+    bad_lines: tuple[BadLine, ...] = ()
 
     def tables(self, columns: Collection[str]) -> Iterator[pa.Table]:
         """All rows in order, some megabytes of the file at a time.
@@ -52,7 +61,7 @@ class CsvFile:
         """
         kept = [field for field in self.schema if field.name in columns]
         try:
-            for batch in _text_batches(self.path, self.schema.names):
+            for batch in _text_batches(self.path, self.schema.names, bool(self.bad_lines)):
                 arrays = [_converted(batch[field.name], field.type) for field in kept]
                 yield pa.table(arrays, schema=pa.schema(kept))
         except (OSError, pa.ArrowException) as error:
@@ -62,28 +71,58 @@ class CsvFile:
             ) from error
 
 
-def open_csv(path: str, numbers: Collection[str]) -> CsvFile:
+@dataclass(frozen=True)
+class CsvRules:
+    """How the text of a file is understood.
+
+    Attributes:
+        numbers: Columns that must hold numbers or booleans.
+        categories: Columns that are never times.
+        texts: Columns that are text, even where they hold numbers only.
+        has_times: Take columns of dates and times (ISO 8601) for timestamps; else they are text.
+        skips_bad_lines: Leave lines with too many or too few values out.
+    """
+
+    numbers: Collection[str] = ()
+    categories: Collection[str] = ()
+    texts: Collection[str] = ()
+    has_times: bool = False
+    skips_bad_lines: bool = False
+
+    def narrow_types(self, name: str) -> tuple[pa.DataType, ...]:
+        """What is tried before text."""
+        if name in self.texts:
+            return ()
+        is_timeless = name in self.numbers or name in self.categories
+        return (*_NARROW, *_TIMES) if self.has_times and not is_timeless else _NARROW
+
+
+def open_csv(
+    path: str, rules: CsvRules, advance: Callable[[int], None] = lambda _: None
+) -> CsvFile:
     """Read a file once and find the types of its columns.
 
     Of several files of the same rows, `with_common_types` makes what can be read one by one.
 
     Args:
         path: The file.
-        numbers: Columns that must hold numbers or booleans.
+        rules: How it is understood.
+        advance: Is told of bytes that were read, about.
 
     Raises:
-        DataError: It cannot be read, a line has too many or too few values, or one of `numbers`
-            holds text; with the line.
+        DataError: It cannot be read, a line has too many or too few values, or a column that must
+            hold numbers holds text; with the line.
     """
     try:
         names = _column_names(path)
-        rows, types = _narrowest_types(path, names, numbers)
-    except (OSError, pa.ArrowException) as error:
+        rows, types, has_bad = _narrowest_types(path, names, rules, advance)
+        bad_lines = tuple(_bad_lines(path)) if has_bad else ()
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last one for names
         raise DataError(_explain(path, error)) from None
-    for name in numbers:
+    for name in rules.numbers:
         if types.get(name) == _TEXT:
             raise DataError(_text_among_numbers(path, name))
-    return CsvFile(path, rows, pa.schema([(name, types[name]) for name in names]))
+    return CsvFile(path, rows, pa.schema([(name, types[name]) for name in names]), bad_lines)
 
 
 def with_common_types(files: Sequence[CsvFile]) -> list[CsvFile]:
@@ -100,7 +139,8 @@ def with_common_types(files: Sequence[CsvFile]) -> list[CsvFile]:
 
 
 def _column_names(path: str) -> list[str]:
-    with pacsv.open_csv(path, **_options([])) as reader:
+    # Bad lines are no matter here: the first block is parsed, the names are the first line.
+    with open_input(path) as file, pacsv.open_csv(file, **_options([], _skip)) as reader:
         names: list[str] = reader.schema.names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -112,21 +152,29 @@ def _column_names(path: str) -> list[str]:
 
 
 def _narrowest_types(
-    path: str, names: list[str], numbers: Collection[str]
-) -> tuple[int, dict[str, pa.DataType]]:
-    """Number of rows, and for each column the narrowest type that holds all of them."""
+    path: str, names: list[str], rules: CsvRules, advance: Callable[[int], None]
+) -> tuple[int, dict[str, pa.DataType], bool]:
+    """Number of rows, for each column the narrowest type for all of them, and if lines are bad."""
     types = dict.fromkeys(names, pa.null())
-    rows = 0
-    for batch in _text_batches(path, names):
+    rows, has_bad = 0, False
+
+    def skip(row: pacsv.InvalidRow) -> str:
+        nonlocal has_bad
+        has_bad = True
+        return "skip"
+
+    for batch in _text_batches(path, names, rules.skips_bad_lines, skip):
         rows += batch.num_rows
         for name in names:
             if types[name] != _TEXT:
-                found = _narrowest_type(batch[name], name in numbers)
+                kinds = rules.narrow_types(name)
+                found = _narrowest_type(batch[name], kinds, name in rules.numbers)
                 types[name] = _common_type(types[name], found)
-    return rows, types
+        advance(batch.nbytes)
+    return rows, types, has_bad
 
 
-def _narrowest_type(text: pa.Array, is_number: bool) -> pa.DataType:
+def _narrowest_type(text: pa.Array, kinds: Sequence[pa.DataType], is_number: bool) -> pa.DataType:
     """The narrowest type of one block of a column; null where it holds no value at all.
 
     What need not be a number stays text where a number would lose digits.
@@ -134,8 +182,9 @@ def _narrowest_type(text: pa.Array, is_number: bool) -> pa.DataType:
     values = _without_missing(text)
     if values.null_count == len(values):
         return pa.null()
-    for kind in _NARROW:
+    for kind in kinds:
         try:
+            values.slice(0, _PROBED_ROWS).cast(kind)  # a cast fails as slowly as it succeeds
             converted = values.cast(kind)
         except pa.ArrowInvalid:
             continue
@@ -170,34 +219,56 @@ def _without_missing(text: pa.Array) -> pa.Array:
     return pc.if_else(pc.is_in(trimmed, _MISSING), pa.scalar(None, _TEXT), trimmed)
 
 
-def _text_batches(path: str, names: list[str]) -> Iterator[pa.RecordBatch]:
-    with pacsv.open_csv(path, **_options(names)) as reader:
+def _skip(_: object) -> str:
+    return "skip"
+
+
+def _text_batches(
+    path: str,
+    names: list[str],
+    skips_bad_lines: bool,
+    skip: Callable[[pacsv.InvalidRow], str] = _skip,
+) -> Iterator[pa.RecordBatch]:
+    options = _options(names, skip if skips_bad_lines else None)
+    with open_input(path) as file, pacsv.open_csv(file, **options) as reader:
         yield from reader
 
 
-def _options(names: list[str]) -> dict[str, object]:
+def _options(names: list[str], skip: Callable[[pacsv.InvalidRow], str] | None) -> dict[str, object]:
     return {
         "read_options": pacsv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-        "parse_options": pacsv.ParseOptions(newlines_in_values=True),
+        "parse_options": pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
         "convert_options": pacsv.ConvertOptions(column_types=dict.fromkeys(names, _TEXT)),
     }
+
+
+def _bad_lines(path: str) -> Iterator[BadLine]:
+    """Lines with too many or too few values, by their numbers.
+
+    Arrow counts rows, not lines, and a value may hold line ends.
+    """
+    with open_text(path) as file:
+        lines = csv.reader(file)
+        width = len(next(lines, []))
+        for values in lines:
+            if values and len(values) != width:
+                reason = f"{len(values)} values; the first line names {width} columns"
+                yield BadLine(lines.line_num, reason, ",".join(values)[:_SHOWN_LETTERS])
 
 
 def _explain(path: str, error: Exception) -> str:
     """Name the line of the first row of another length; else say what the reader said."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
-            width = len(next(lines, []))
-            for values in lines:
-                if values and len(values) != width:
-                    return (
-                        f"{path}, line {lines.line_num}: {len(values)} values; the first line "
-                        f"names {width} columns. Correct the line, or put values with commas into "
-                        "quotes."
-                    )
-    except UnicodeDecodeError:
-        return f"{path} is not text in UTF-8, which is what CSV has to be. Convert the file."
+        for bad in _bad_lines(path):
+            return (
+                f"{path}, line {bad.line}: {bad.reason}. Correct the line, or put values with "
+                "commas into quotes."
+            )
+    except UnicodeDecodeError as wrong:
+        return (
+            f"{path} is not text in UTF-8, which is what CSV has to be ({wrong.reason}, near "
+            f"{wrong.object[max(0, wrong.start - 20) : wrong.end + 20]!r}). Convert the file."
+        )
     except (OSError, csv.Error):
         pass
     return (
@@ -208,13 +279,13 @@ def _explain(path: str, error: Exception) -> str:
 
 def _text_among_numbers(path: str, name: str) -> str:
     """Name the line of the first text in a column that should hold numbers."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open_text(path) as file:
         lines = csv.reader(file)
         column = next(lines).index(name)
         for values in lines:
-            if not values:
+            if len(values) <= column:
                 continue
-            if _narrowest_type(pa.array([values[column]], _TEXT), is_number=True) == _TEXT:
+            if _narrowest_type(pa.array([values[column]], _TEXT), _NARROW, True) == _TEXT:
                 return (
                     f"{path}, line {lines.line_num}: column {name!r} holds {values[column]!r}; "
                     "numbers, true and false are allowed, and nothing at all for a missing value. "

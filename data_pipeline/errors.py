@@ -3,7 +3,8 @@
 UserError
 `-- DataError        files, columns or values that the job cannot use
 EnvironmentFailure
-`-- ReadError        a file that was fine when planned and cannot be read now
+|-- ReadError        a store that does not answer, or a file that was fine when planned and is not
+`-- ConvertError     the folder of converted data cannot be written
 """
 
 from configs.errors import EnvironmentFailure, UserError
@@ -14,4 +15,8 @@ class DataError(UserError):
 
 
 class ReadError(EnvironmentFailure):
-    """A block that cannot be read: storage failed, or the file changed after planning."""
+    """What cannot be read now: storage failed, or a file changed after planning."""
+
+
+class ConvertError(EnvironmentFailure):
+    """Converted data that cannot be written: storage failed, or is full."""

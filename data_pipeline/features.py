@@ -2,12 +2,13 @@
 
 Owns the layout of the model's input: scalar features become one vector in the order of the job, a
 single list feature keeps its shape, anything mixed is flattened and joined. Everything is float32;
-labels keep whole numbers as int64.
+labels keep whole numbers as int64. Columns that hold no plain numbers are encoded on the way
+(`data_pipeline.encoding`).
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from configs.schema import DataConfig
+from configs.data import DataConfig, FeatureConfig, check_settings
+from data_pipeline.encoding import Encoding, Timestamp, encoding_of
 from data_pipeline.errors import DataError
 from data_pipeline.source import Column, Source
 
@@ -31,12 +33,15 @@ class InputColumn:
         shape: Shape of one row's value; `()` for a scalar.
         offset: First element in the flat row.
         is_normalized: Whether statistics are computed for it.
+        encoding: How the column becomes numbers; None where it holds numbers. `shape` is that of
+            the encoded value.
     """
 
     name: str
     shape: tuple[int, ...]
     offset: int
     is_normalized: bool
+    encoding: Encoding | None = None
 
     @property
     def size(self) -> int:
@@ -46,13 +51,24 @@ class InputColumn:
 
 @dataclass(frozen=True)
 class InputLayout:
-    """How features, label and weight lie in the arrays of a batch."""
+    """How features, label and weight lie in the arrays of a batch.
+
+    Attributes:
+        features: The input columns in order.
+        label: The label's column.
+        label_dtype: "int64" for whole numbers and classes, else "float32".
+        label_size: Numbers of a row's label.
+        weight: The weight's column, or None.
+        label_classes: Where the label is text: its values, sorted; class k is the k-th one. Empty
+            before they were learned; None for a label of numbers.
+    """
 
     features: tuple[InputColumn, ...]
     label: str
     label_dtype: str
     label_size: int
     weight: str | None
+    label_classes: tuple[str, ...] | None = None
 
     @property
     def width(self) -> int:
@@ -76,6 +92,37 @@ class InputLayout:
         """Length of the last axis of the input, along which statistics are kept."""
         return self.input_shape[-1]
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the files that make a row: features, label, weight."""
+        extra = [self.label] if self.weight is None else [self.label, self.weight]
+        return [feature.name for feature in self.features] + extra
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether vocabularies and classes are known, or there are none."""
+        return self.label_classes != () and all(
+            isinstance(encoding, Timestamp) or encoding.vocabulary is not None
+            for encoding in self.encodings.values()
+        )
+
+    @property
+    def encodings(self) -> dict[str, Encoding]:
+        """Encodings by the name of their column."""
+        return {
+            feature.name: feature.encoding
+            for feature in self.features
+            if feature.encoding is not None
+        }
+
+    def with_encodings(self, encodings: Mapping[str, Encoding]) -> "InputLayout":
+        """The layout with other encodings of the same shapes, by the name of their column."""
+        features = tuple(
+            replace(feature, encoding=encodings.get(feature.name, feature.encoding))
+            for feature in self.features
+        )
+        return replace(self, features=features)
+
 
 def input_layout(data: DataConfig, source: Source) -> InputLayout:
     """The layout that a job's `data` section describes, for the types found in the files.
@@ -83,24 +130,79 @@ def input_layout(data: DataConfig, source: Source) -> InputLayout:
     Raises DataError where a column's type or shape cannot be used.
     """
     columns = {column.name: column for column in source.columns}
-    features, offset = [], 0
+    features: list[InputColumn] = []
+    offset = 0
     for feature in data.features:
-        shape = _feature_shape(feature.name, feature.shape, columns[feature.name])
-        wanted = data.normalize if feature.normalize is None else feature.normalize
-        features.append(InputColumn(feature.name, shape, offset, wanted))
+        features.append(_input_column(feature, columns[feature.name], data.normalize, offset))
         offset += features[-1].size
     label = columns[data.label]
-    _check_number("data.label", label)
+    is_class = label.dtype == "text" and not label.is_list
+    if not is_class:
+        _check_number("data.label", label)
     if data.weight is not None:
         _check_number("data.weight", columns[data.weight])
-    is_whole = np.dtype(label.dtype).kind in "iub"
+    is_whole = is_class or np.dtype(label.dtype).kind in "iub"
     return InputLayout(
         features=tuple(features),
         label=data.label,
         label_dtype="int64" if is_whole else "float32",
         label_size=max(1, label.size),
         weight=data.weight,
+        label_classes=() if is_class else None,
     )
+
+
+def _input_column(
+    feature: FeatureConfig, column: Column, normalizes: bool, offset: int
+) -> InputColumn:
+    kind = feature.kind or _usual_kind(column)
+    try:
+        check_settings(feature, kind)
+    except ValueError as error:
+        raise DataError(f"data.features: {error}") from None
+    _check_kind(kind, column)
+    encoding = encoding_of(feature, kind, column.dtype == "text")
+    wanted = normalizes if feature.normalize is None else feature.normalize
+    if encoding is None:
+        shape = _feature_shape(feature.name, feature.shape, column)
+        return InputColumn(feature.name, shape, offset, wanted)
+    is_normalized = wanted and isinstance(encoding, Timestamp)
+    return InputColumn(feature.name, encoding.shape, offset, is_normalized, encoding)
+
+
+def _usual_kind(column: Column) -> str:
+    """The kind of a column that the job does not tell."""
+    if column.dtype == "text" and not column.is_list:
+        return "categorical"
+    if column.dtype.startswith(("timestamp", "date")):
+        return "timestamp"
+    return "numeric"
+
+
+def _check_kind(kind: str, column: Column) -> None:
+    """Whether a column can be read as a kind; numbers are checked with their shape."""
+    if kind == "numeric":
+        return
+    allowed = {
+        "categorical": "strings, whole numbers and booleans",
+        "text": "strings",
+        "timestamp": "timestamps, dates, ISO 8601 strings and whole microseconds since 1970",
+    }
+    is_text = column.dtype == "text"
+    is_whole = _number_kind(column) in ("i", "u", "b")
+    fits = {
+        "categorical": is_text or is_whole,
+        "text": is_text,
+        "timestamp": is_text
+        or column.dtype.startswith(("timestamp", "date"))
+        or _number_kind(column) in ("i", "u"),
+    }
+    if column.is_list or not fits[kind]:
+        held = f"lists of {column.dtype}" if column.is_list else column.dtype
+        raise DataError(
+            f"data.features: column {column.name!r} holds {held}; {allowed[kind]} are allowed for "
+            f"kind: {kind}. Set another kind, or convert the column."
+        )
 
 
 def _feature_shape(name: str, given: Sequence[int] | None, column: Column) -> tuple[int, ...]:
@@ -118,7 +220,7 @@ def _feature_shape(name: str, given: Sequence[int] | None, column: Column) -> tu
                 f"data.features: column {name!r} holds lists without a fixed size. Give its shape, "
                 f"such as {{name: {name}, shape: [24, 8]}}."
             )
-        return (column.size,)
+        return column.shape or (column.size,)
     if column.size and math.prod(given) != column.size:
         raise DataError(
             f"data.features: shape {list(given)} of column {name!r} has {math.prod(given)} "
@@ -127,11 +229,16 @@ def _feature_shape(name: str, given: Sequence[int] | None, column: Column) -> tu
     return tuple(given)
 
 
-def _check_number(field: str, column: Column) -> None:
+def _number_kind(column: Column) -> str:
+    """Numpy's letter for the kind of a column's elements, "O" where they are no numbers."""
     try:
-        kind = np.dtype(column.dtype).kind
+        return np.dtype(column.dtype).kind
     except TypeError:
-        kind = "O"
+        return "O"
+
+
+def _check_number(field: str, column: Column) -> None:
+    kind = _number_kind(column)
     if kind not in "iufb":
         raise DataError(
             f"{field}: column {column.name!r} holds {column.dtype}; numbers, booleans and lists of "
@@ -159,11 +266,46 @@ def column_to_numpy(column: pa.ChunkedArray, size: int, dtype: str) -> Array:
     return np.asarray(array.to_numpy(zero_copy_only=False), dtype)
 
 
+def feature_values(feature: InputColumn, column: pa.ChunkedArray) -> Array:
+    """Numbers of a feature: `(rows,) float32`, or `(rows, size)` where a row has several.
+
+    Args:
+        feature: The feature.
+        column: Its values; without nulls where it has no encoding.
+
+    Raises:
+        DataError: A list has another length than the feature, or a text is no moment in time.
+    """
+    if feature.encoding is None:
+        return column_to_numpy(column, feature.size, "float32")
+    return feature.encoding.encode(column)
+
+
+def class_numbers(column: pa.ChunkedArray, classes: Sequence[str]) -> Array:
+    """Class numbers of a label of texts, without nulls: `(rows,) int64`.
+
+    Raises:
+        DataError: A value is no class.
+    """
+    known = pa.array(classes, pa.string())
+    texts = column.cast(pa.string())
+    found = pc.index_in(texts, value_set=known)
+    if found.null_count:
+        unknown = texts.filter(pc.is_null(found))[0].as_py()
+        raise DataError(
+            f"the class {unknown!r}, which no training row has; {', '.join(classes[:20])} are "
+            "allowed."
+        )
+    return np.asarray(found.to_numpy(), np.int64)
+
+
 def null_rows(column: pa.ChunkedArray) -> Array:
     """`(rows,) bool`: True where the value is null or NaN, or a list holds one."""
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
+    if not array.null_count and not _has_null_or_nan(array):
+        return np.zeros(len(array), bool)
     is_null = np.asarray(pc.is_null(array, nan_is_null=not pa.types.is_nested(array.type)))
     if not pa.types.is_nested(array.type):
         return is_null
@@ -172,6 +314,17 @@ def null_rows(column: pa.ChunkedArray) -> Array:
         parents = np.asarray(pc.list_parent_indices(array))
         is_null[parents[inner]] = True
     return is_null
+
+
+def _has_null_or_nan(array: pa.Array) -> bool:
+    """Whether there is one among the elements; far cheaper than to tell which."""
+    if pa.types.is_nested(array.type):
+        array = array.flatten()
+    if array.null_count:
+        return True
+    if not pa.types.is_floating(array.type) or len(array) == 0:
+        return False
+    return bool(np.isnan(array.to_numpy().min()))  # a minimum is NaN where a value is
 
 
 def assemble_rows(columns: Sequence[Array], layout: InputLayout) -> Array:

@@ -12,7 +12,7 @@ neither TensorFlow nor Ray.
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 Shuffle = Literal["none", "window", "full"]
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """Rows `[start, stop)` of one block."""
 
     block: int
@@ -62,6 +61,11 @@ class Plan:
     def rows_before_step(self, step: int) -> int:
         """Rows of the epoch that precede `step`, counted from the epoch's start."""
         return min(step * self.global_batch_size, self.rows)
+
+    def step_edges(self, first_step: int, last_step: int) -> NDArray[np.int64]:
+        """`(steps + 1,)`: `rows_before_step` of each step and of `last_step`."""
+        steps = np.arange(first_step, last_step + 1, dtype=np.int64)
+        return np.minimum(steps * self.global_batch_size, self.rows)
 
     def shard_rows(self, shard: int) -> int:
         """Rows of a virtual shard: equal for all, up to one."""
@@ -108,6 +112,18 @@ class EpochOrder:
         """`(blocks + 1,)`: stream position at which each block of `block_order` begins."""
         return np.concatenate([[0], np.cumsum(self.plan.block_rows[self.block_order])])
 
+    @functools.cached_property
+    def block_places(self) -> NDArray[np.int64]:
+        """`(blocks,)`: index of each block in `block_order`."""
+        places = np.empty(len(self.block_order), np.int64)
+        places[self.block_order] = np.arange(len(places))
+        return places
+
+    def block_span(self, block: int) -> tuple[int, int]:
+        """Stream positions `[first, last)` of a block's rows."""
+        place = self.block_places[block]
+        return int(self.stream_starts[place]), int(self.stream_starts[place + 1])
+
     def window_positions(self, shard: int, window: int) -> tuple[int, int]:
         """Positions `[first, last)` of a shard that a window holds."""
         size = self.plan.rows_per_window
@@ -137,21 +153,19 @@ class EpochOrder:
 
     def _segments(self, begin: int, end: int, stride: int) -> list[Segment]:
         """Block rows of the stream positions `begin, begin + stride, ...` below `end`."""
-        segments = []
-        position = begin
-        index = int(np.searchsorted(self.stream_starts, position, side="right")) - 1
-        while position < end:
-            block_start, block_end = (int(edge) for edge in self.stream_starts[index : index + 2])
-            stop = min(end, block_end)
-            if position < stop:
-                segments.append(
-                    Segment(
-                        int(self.block_order[index]), position - block_start, stop - block_start
-                    )
-                )
-                position += -(-(stop - position) // stride) * stride
-            index += 1
-        return segments
+        first = int(np.searchsorted(self.stream_starts, begin, side="right")) - 1
+        last = int(np.searchsorted(self.stream_starts, end, side="left"))
+        edges = self.stream_starts[first : last + 1]
+        # A block's first row of the stride: the first position from its start on.
+        starts = begin + -(-np.maximum(edges[:-1] - begin, 0) // stride) * stride
+        stops = np.minimum(edges[1:], end)
+        has_rows = starts < stops
+        columns = (
+            self.block_order[first:last][has_rows].tolist(),
+            (starts - edges[:-1])[has_rows].tolist(),
+            (stops - edges[:-1])[has_rows].tolist(),
+        )
+        return list(map(Segment, *columns))
 
     def _generator(self, *key: int) -> np.random.Generator:
         """A random stream of its own for each (seed, epoch, key), the same on every machine."""
@@ -192,11 +206,13 @@ class Share:
 
     def step_offsets(self, first_step: int, last_step: int) -> NDArray[np.int64]:
         """`(steps + 1,)`: this worker's rows before each step, counted from `first_step`."""
-        before = [
-            self.rows_before(self.plan.rows_before_step(step))
-            for step in range(first_step, last_step + 1)
-        ]
-        return np.asarray(before, np.int64) - before[0]
+        edges = self.plan.step_edges(first_step, last_step)
+        whole, rest = np.divmod(edges, self.plan.virtual_shards)
+        owned = len(self.shards)
+        before = whole * owned
+        before += np.clip(rest - self.shards.start, 0, owned)
+        offsets: NDArray[np.int64] = before - before[0]
+        return offsets
 
     def may_be_empty(self, first_step: int, last_step: int) -> bool:
         """Whether some device (the same answer on all workers) may have no row in a step."""
@@ -207,6 +223,29 @@ class Share:
     def positions(self, shard: int, row: int) -> int:
         """Positions of `shard` among the first `row` rows of an epoch."""
         return max(0, -(-(row - shard) // self.plan.virtual_shards))
+
+    def window_uses(self, order: EpochOrder, block: int, first_row: int = 0) -> int:
+        """Windows of this worker that hold rows of a block.
+
+        Only windows with a row from `first_row` of the epoch on count: a run that starts there
+        reads no others.
+        """
+        plan = self.plan
+        begin, end = order.block_span(block)
+        shards = np.arange(self.shards.start, self.shards.stop)
+        size = plan.rows_per_window
+        # Positions of each shard before a row of the epoch; see `positions`.
+        position, rows = (
+            -((shards - row) // plan.virtual_shards) for row in (first_row, plan.rows)
+        )
+        if plan.shuffle == "none":
+            first, last = (-((shards - row) // plan.virtual_shards) for row in (begin, end))
+        else:
+            whole, extra = divmod(plan.rows, plan.virtual_shards)
+            starts = shards * whole + np.minimum(shards, extra)
+            first, last = (np.clip(row - starts, 0, rows) for row in (begin, end))
+        windows = -(-last // size) - np.maximum(first, position) // size
+        return int(windows[(first < last) & (position < rows) & (windows > 0)].sum())
 
 
 def auto_window_rows(row_bytes: int, virtual_shards: int) -> int:

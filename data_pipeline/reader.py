@@ -1,30 +1,30 @@
-"""A worker's rows as a `tf.data.Dataset` of finished chunks of many steps.
+"""A worker's rows in finished chunks of many steps.
 
 Python works once a chunk, never once a step: a chunk holds the rows of several consecutive steps
-and the offsets at which the compiled loop slices them. The dataset is a range of chunk numbers,
-mapped; starting anywhere is starting the range there. Chunks run on over the ends of epochs, so
-that the next epoch's first rows are ready when it begins.
+and the offsets at which the compiled loop slices them. Chunks have numbers, and any of them can be
+assembled first. They run on over the ends of epochs, so that the next epoch's first rows are ready
+when it begins. `data_pipeline.dataset` hands them to TensorFlow.
 """
 
-import functools
 import itertools
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
-from data_pipeline.blocks import BlockReader
-from data_pipeline.features import Array, InputLayout
-from data_pipeline.plan import EpochOrder, Plan, Segment, Share
+from data_pipeline.blocks import Block, BlockReader
+from data_pipeline.features import InputLayout
+from data_pipeline.plan import Plan, Segment, Share
+from data_pipeline.rows import ChunkMemory, fill
+from data_pipeline.windows import WindowReader, most_rows_held
 
 _CHUNK_BYTES = 16 * 2**20
 _MAX_CHUNK_STEPS = 1024
+CHUNKS_AHEAD = 2
+_CHUNKS_IN_MEMORY = CHUNKS_AHEAD + 3  # in use, finished but not yet fetched, being assembled
+_READ_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -75,50 +75,32 @@ class ChunkSource(Protocol):
         ...
 
 
-def chunk_dataset(source: ChunkSource, layout: InputLayout, first: int) -> tf.data.Dataset:
-    """Chunks `first`, `first + 1`, ... of a source, assembled ahead of use."""
-    signature = chunk_signature(layout)
-
-    def assemble(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        arrays = tf.numpy_function(source.assemble, [number], [spec.dtype for spec in signature])
-        return tuple(
-            tf.ensure_shape(array, spec.shape)
-            for array, spec in zip(arrays, signature, strict=True)
-        )
-
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = 2
-    options.autotune.enabled = False
-    return (
-        tf.data.Dataset.range(first, source.chunks)
-        .map(assemble, num_parallel_calls=1)
-        .prefetch(2)
-        .with_options(options)
-    )
-
-
-def chunk_signature(layout: InputLayout) -> tuple[tf.TensorSpec, ...]:
-    """Types and shapes of a chunk's tensors, in the order of the fields of `ChunkRows`."""
-    return (
-        tf.TensorSpec((None, *layout.input_shape), tf.float32),
-        tf.TensorSpec((None, layout.label_size), layout.label_dtype),
-        tf.TensorSpec((None,), tf.float32),
-        tf.TensorSpec((None,), tf.int32),
-        tf.TensorSpec((None,), tf.float32),
-        tf.TensorSpec((None,), tf.int32),
-    )
-
-
 def steps_per_chunk(plan: Plan, layout: InputLayout, workers: int) -> int:
     """Steps of a chunk: about 16 MiB on one worker, at most an epoch. The same on all workers."""
     step_bytes = layout.row_bytes * -(-plan.global_batch_size // workers)
     return max(1, min(_CHUNK_BYTES // step_bytes, _MAX_CHUNK_STEPS, plan.steps_per_epoch))
 
 
+def memory_bound_bytes(share: Share, layout: InputLayout, cache_bytes: int = 0) -> int:
+    """Memory that a worker's training rows take at most, whatever the size of the data.
+
+    Args:
+        share: The worker's part of the plan.
+        layout: How rows lie in memory.
+        cache_bytes: What blocks are kept in between epochs.
+    """
+    plan = share.plan
+    steps = steps_per_chunk(plan, layout, share.workers)
+    chunk_rows = min(plan.rows, steps * share.most_rows * share.devices)
+    rows = most_rows_held(share, _READ_THREADS) + _CHUNKS_IN_MEMORY * chunk_rows
+    return rows * layout.row_bytes + cache_bytes
+
+
 class TrainingChunks:
     """Chunks of a worker's training rows, over all epochs.
 
     Chunk c of an epoch holds its steps `[c * S, (c + 1) * S)`; numbers run on over the epochs.
+    Chunks are meant to be asked for in their order, from any one on.
     """
 
     def __init__(
@@ -128,7 +110,7 @@ class TrainingChunks:
         layout: InputLayout,
         epochs: int,
         has_places: bool = False,
-        threads: int = 2,
+        threads: int = _READ_THREADS,
     ) -> None:
         self._share = share
         self._layout = layout
@@ -136,8 +118,8 @@ class TrainingChunks:
         self.steps_per_chunk = steps_per_chunk(share.plan, layout, share.workers)
         self.chunks_per_epoch = -(-share.plan.steps_per_epoch // self.steps_per_chunk)
         self.chunks = self.chunks_per_epoch * epochs
-        self._windows = _WindowLoader(reader, threads)
-        self._order = functools.lru_cache(maxsize=2)(share.plan.for_epoch)
+        self._memory = ChunkMemory(layout)
+        self._windows = WindowReader(share, reader, layout, epochs, threads)
 
     def chunk_of(self, step: int) -> tuple[int, int]:
         """Chunk number that holds a step counted over all epochs, and the step's index in it."""
@@ -151,29 +133,22 @@ class TrainingChunks:
         epoch, chunk_of_epoch = divmod(int(chunk), self.chunks_per_epoch)
         first_step = chunk_of_epoch * self.steps_per_chunk
         last_step = min(first_step + self.steps_per_chunk, plan.steps_per_epoch)
-        first_row, last_row = plan.rows_before_step(first_step), plan.rows_before_step(last_step)
-        before = share.rows_before(first_row)
-        local_rows = share.rows_before(last_row) - before
-        out = _empty_rows(self._layout, local_rows)
-        places = np.empty(local_rows if self._has_places else 0, np.int32)
-        order = self._order(epoch)
-        owned = len(share.shards)
-        for index, shard in enumerate(share.shards):
-            start, stop = share.positions(shard, first_row), share.positions(shard, last_row)
-            at = start * owned + index - before
-            if self._has_places:
-                rows_of_epoch = np.arange(start, stop) * plan.virtual_shards + shard
-                places[at::owned] = rows_of_epoch % plan.global_batch_size
-            for rows in self._windows.rows(order, shard, start, stop):
-                count = len(rows.labels)
-                rows.write(out, slice(at, at + (count - 1) * owned + 1, owned), self._layout)
-                at += count * owned
-        edges = [plan.rows_before_step(step) for step in range(first_step, last_step + 1)]
+        edges = plan.step_edges(first_step, last_step)
+        first_row, last_row = int(edges[0]), int(edges[-1])
+        offsets = share.step_offsets(first_step, last_step)
+        out = self._memory.empty(int(offsets[-1]))
+        self._windows.copy(epoch, first_row, last_row, out)
+        places = np.empty(0, np.int32)
+        if self._has_places:
+            rows = np.arange(first_row, last_row)
+            shards = rows % plan.virtual_shards
+            is_own = (shards >= share.shards.start) & (shards < share.shards.stop)
+            places = (rows[is_own] % plan.global_batch_size).astype(np.int32)
         return (
-            out.inputs.reshape(local_rows, *self._layout.input_shape),
+            out.inputs.reshape(-1, *self._layout.input_shape),
             out.labels,
             out.weights,
-            share.step_offsets(first_step, last_step).astype(np.int32),
+            offsets.astype(np.int32),
             np.diff(edges).astype(np.float32),
             places,
         )
@@ -214,6 +189,9 @@ class EvaluationChunks:
         self._reader = reader
         self._layout = layout
         self._cut = cut
+        self._pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="evaluation")
+        self._memory = ChunkMemory(layout)
+        self._last_block: dict[int, Block] = {}
         self._starts = np.concatenate([[0], np.cumsum(block_rows)])
         self._rows = int(self._starts[-1])
         steps = max(1, min(_CHUNK_BYTES // (layout.row_bytes * cut.batch_rows), _MAX_CHUNK_STEPS))
@@ -241,10 +219,11 @@ class EvaluationChunks:
             ranges = [(first, last)]
             places = np.empty(0, np.int32)
         offsets = np.concatenate([[0], np.cumsum([stop - start for start, stop in parts])])
-        out = _empty_rows(self._layout, int(offsets[-1]))
+        out = self._memory.empty(int(offsets[-1]))
         segments = [segment for start, stop in ranges for segment in self._segments(start, stop)]
-        if segments:
-            _gather(self._reader, segments, 1).write(out, slice(None), self._layout)
+        blocks = self._blocks(segments)
+        pieces = [(blocks[piece.block], slice(piece.start, piece.stop)) for piece in segments]
+        fill(out, pieces, self._layout)
         return (
             out.inputs.reshape(-1, *self._layout.input_shape),
             out.labels,
@@ -253,6 +232,16 @@ class EvaluationChunks:
             global_rows.astype(np.float32),
             places,
         )
+
+    def _blocks(self, segments: list[Segment]) -> dict[int, Block]:
+        """The blocks of a chunk; the last one is kept, as the next chunk may begin in it."""
+        numbers = sorted({segment.block for segment in segments})
+        unread = [number for number in numbers if number not in self._last_block]
+        blocks = self._last_block | dict(
+            zip(unread, self._pool.map(self._reader.read, unread), strict=True)
+        )
+        self._last_block = {number: blocks[number] for number in numbers[-1:]}
+        return blocks
 
     def _segments(self, first: int, last: int) -> list[Segment]:
         """The block rows of rows `[first, last)`."""
@@ -266,110 +255,3 @@ class EvaluationChunks:
                 first = until
             index += 1
         return segments
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows by column: features in the layout's order, label, weight."""
-
-    features: tuple[Array, ...]
-    labels: Array
-    weights: Array | None
-
-    def select(self, chosen: slice | NDArray[np.int64]) -> "_Rows":
-        weights = None if self.weights is None else self.weights[chosen]
-        return _Rows(
-            tuple(values[chosen] for values in self.features), self.labels[chosen], weights
-        )
-
-    def write(self, out: "_FlatRows", where: slice, layout: InputLayout) -> None:
-        """Copy into the rows `where` of a chunk, feature by feature."""
-        for feature, values in zip(layout.features, self.features, strict=True):
-            if values.ndim == 1:
-                out.inputs[where, feature.offset] = values
-            else:
-                out.inputs[where, feature.offset : feature.offset + feature.size] = values
-        out.labels[where] = self.labels
-        if self.weights is not None:
-            out.weights[where] = self.weights
-
-
-@dataclass(frozen=True)
-class _FlatRows:
-    inputs: NDArray[np.float32]
-    labels: Array
-    weights: NDArray[np.float32]
-
-
-def _empty_rows(layout: InputLayout, rows: int) -> _FlatRows:
-    return _FlatRows(
-        np.empty((rows, layout.width), np.float32),
-        np.empty((rows, layout.label_size), layout.label_dtype),
-        np.ones(rows, np.float32),
-    )
-
-
-def _gather(reader: BlockReader, segments: Sequence[Segment], stride: int) -> _Rows:
-    """Rows of several block segments, one after the other."""
-    parts = []
-    for segment in segments:
-        block = reader.read(segment.block)
-        rows = _Rows(block.features, block.label, block.weight)
-        parts.append(rows.select(slice(segment.start, segment.stop, stride)))
-    if len(parts) == 1:
-        return parts[0]
-    weights = [part.weights for part in parts if part.weights is not None]
-    return _Rows(
-        tuple(
-            np.concatenate(columns) for columns in zip(*(p.features for p in parts), strict=True)
-        ),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate(weights) if weights else None,
-    )
-
-
-class _WindowLoader:
-    """Windows of virtual shards, permuted; each is read once and dropped when it is used up.
-
-    While a window is consumed the next one of its shard is read in the background.
-    """
-
-    def __init__(self, reader: BlockReader, threads: int) -> None:
-        self._reader = reader
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="windows")
-        self._loading: OrderedDict[tuple[int, int, int], Future[_Rows]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def rows(self, order: EpochOrder, shard: int, start: int, stop: int) -> Sequence[_Rows]:
-        """Rows at positions `[start, stop)` of a shard, in one piece a window."""
-        size = order.plan.rows_per_window
-        pieces = []
-        while start < stop:
-            window = start // size
-            first, last = order.window_positions(shard, window)
-            until = min(stop, last)
-            rows = self._load(order, shard, window).result()
-            pieces.append(rows.select(slice(start - first, until - first)))
-            if until == last:
-                self._drop(order, shard, window)
-            if window + 1 < order.plan.windows(shard):
-                self._load(order, shard, window + 1)
-            start = until
-        return pieces
-
-    def _load(self, order: EpochOrder, shard: int, window: int) -> "Future[_Rows]":
-        key = (order.epoch, shard, window)
-        with self._lock:
-            if key not in self._loading:
-                self._loading[key] = self._pool.submit(self._read, order, shard, window)
-            return self._loading[key]
-
-    def _drop(self, order: EpochOrder, shard: int, window: int) -> None:
-        with self._lock:
-            self._loading.pop((order.epoch, shard, window), None)
-
-    def _read(self, order: EpochOrder, shard: int, window: int) -> _Rows:
-        segments, stride = order.window_segments(shard, window)
-        rows = _gather(self._reader, segments, stride)
-        permutation = order.window_permutation(shard, window)
-        return rows if permutation is None else rows.select(permutation)

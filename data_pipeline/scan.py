@@ -7,13 +7,17 @@ is the pairwise update of Chan, Golub and LeVeque (1979).
 
 import math
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_pipeline.blocks import Block, BlockReader, OnNull
+from data_pipeline.blocks import Block, BlockReader, OnNull, TableReader, without_nulls
+from data_pipeline.encoding import Timestamp, count_values, learn_encodings
 from data_pipeline.errors import DataError
 from data_pipeline.features import InputLayout
 from data_pipeline.source import Source
@@ -129,6 +133,7 @@ def scan(source: Source, layout: InputLayout, on_null: OnNull, threads: int | No
         visits = list(pool.map(visit, range(len(source.blocks))))
     nulls = [seen.nulls for seen in visits]
     _refuse_nulls(source, layout, on_null, nulls)
+    _refuse_empty_columns(source, nulls)
     block_rows = np.asarray([seen.rows for seen in visits], np.int64)
     kept = int(block_rows.sum())
     if kept == 0:
@@ -149,6 +154,52 @@ def scan(source: Source, layout: InputLayout, on_null: OnNull, threads: int | No
         summarize_labels(np.concatenate([seen.label_sample for seen in visits])),
         (min(extremes), max(extremes)),
     )
+
+
+def learn(
+    source: Source, layout: InputLayout, on_null: OnNull, threads: int | None = None
+) -> InputLayout:
+    """The layout that knows the vocabularies and the classes of all rows of a source.
+
+    Reads every row once, in parallel, of the columns that it is about; all columns where rows with
+    nulls are dropped. A vocabulary that is known already is kept.
+
+    Raises:
+        DataError: Values that cannot be read as what they should be.
+    """
+    encodings = {
+        name: encoding
+        for name, encoding in layout.encodings.items()
+        if not isinstance(encoding, Timestamp) and encoding.vocabulary is None
+    }
+    learns_classes = layout.label_classes == ()
+    if not encodings and not learns_classes:
+        return layout
+    columns = list(encodings) + ([layout.label] if learns_classes else [])
+    reader = TableReader(source, layout.columns if on_null == "drop" else columns)
+
+    def visit(block: int) -> tuple[list[Counter[Any]], set[str]]:
+        table = reader.read(block)
+        if on_null == "drop":
+            table = without_nulls(table)[0]
+        counts = [count_values(encoding, table[name]) for name, encoding in encodings.items()]
+        labels = set(pc.unique(table[layout.label]).to_pylist()) if learns_classes else set()
+        return counts, labels
+
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        visits = list(pool.map(visit, range(len(source.blocks))))
+    learned = learn_encodings(list(encodings.values()), [counts for counts, _ in visits])
+    for name, encoding in zip(encodings, learned, strict=True):
+        if not encoding.vocabulary:
+            raise DataError(
+                f"data.{source.role}: column {name!r} holds no value in any of {source.rows} rows. "
+                "Take it out of data.features, or correct the files."
+            )
+    layout = layout.with_encodings(dict(zip(encodings, learned, strict=True)))
+    if learns_classes:
+        classes = set().union(*(labels for _, labels in visits)) - {None}
+        layout = replace(layout, label_classes=tuple(sorted(classes)))
+    return layout
 
 
 def block_moments(block: Block, layout: InputLayout) -> Moments:
@@ -186,10 +237,15 @@ def summarize_labels(labels: NDArray[np.generic]) -> LabelSummary:
 
 def _statistics(total: Moments, layout: InputLayout) -> Statistics:
     mean, variance = total.mean.copy(), total.variance.copy()
+    variance[variance == 0] = 1.0  # what never varied in training must not explode in serving
     for feature in layout.features:
-        if not feature.is_normalized:
-            keep = slice(feature.offset, feature.offset + math.prod(feature.shape))
-            mean[keep], variance[keep] = 0.0, 1.0
+        keep = np.arange(feature.offset, feature.offset + math.prod(feature.shape))
+        if isinstance(feature.encoding, Timestamp) and feature.is_normalized:
+            forms = [form for _, form in feature.encoding.channels]
+            keep = keep[np.asarray(forms) != "number"]  # sines and cosines are of size 1 already
+        elif feature.is_normalized:
+            continue
+        mean[keep], variance[keep] = 0.0, 1.0
     return Statistics(mean.astype(np.float32), variance.astype(np.float32))
 
 
@@ -205,6 +261,17 @@ def _refuse_nulls(
                 key = (column, source.files[index].path)
                 by_file[key] = by_file.get(key, 0) + rows
     raise_for_nulls(source.role, by_file, targets)
+
+
+def _refuse_empty_columns(source: Source, nulls: list[dict[str, int]]) -> None:
+    """Stop where a column has no value in any row: dropping or zeros would hide it."""
+    for column, rows in _sum_counts(nulls).items():
+        if rows == source.rows:
+            raise DataError(
+                f"data.{source.role}: column {column!r} is null or NaN in all {rows} rows of "
+                f"{len(source.files)} file(s); values are needed. Name another column, or check "
+                f"what wrote {source.files[0].path}."
+            )
 
 
 def raise_for_nulls(

@@ -8,7 +8,7 @@ blocks instead (`data_pipeline.blocks`).
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +16,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import did_you_mean
-from configs.schema import Paths
-from data_pipeline.csv_text import CsvFile, open_csv, with_common_types
+from configs.section import Paths
+from data_pipeline import storage
+from data_pipeline.csv_text import CsvFile, CsvRules, open_csv, with_common_types
+from data_pipeline.encoding import RawKind
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.features import Array, column_to_numpy, null_rows
-from data_pipeline.source import PARQUET_SUFFIXES, Column, describe_field, find_files, read_footer
+from data_pipeline.object_stores import is_remote, reason
+from data_pipeline.source import (
+    PARQUET_SUFFIXES,
+    Column,
+    DataFile,
+    describe_field,
+    partition_columns,
+    read_footer,
+    with_partitions,
+)
 
 TABLE_SUFFIXES = (*PARQUET_SUFFIXES, ".csv")
 MAX_TABLE_ROWS = 65_536
 
 _OPEN_THREADS = 16
 
-Shapes = Mapping[str, tuple[int, ...]]
-"""Columns by name: the shape of one row's value, `()` for a single number."""
+Wanted = Mapping[str, tuple[int, ...] | RawKind]
+"""Columns by name: numbers, told by the shape of one row's value (`()` for a single one), or
+values that are encoded later."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class FileRows:
     path: str
     table: pa.Table
 
-    def null_masks(self, columns: Shapes) -> dict[str, Array]:
+    def null_masks(self, columns: Wanted) -> dict[str, Array]:
         """`(rows,) bool` by column: where the value is null or NaN; only columns with such rows."""
         masks = {name: null_rows(self.table[name]) for name in columns}
         return {name: mask for name, mask in masks.items() if mask.any()}
@@ -51,6 +63,12 @@ class FileRows:
     def where(self, chosen: Array) -> "FileRows":
         """The rows for which `chosen`, `(rows,) bool`, is true."""
         return FileRows(self.path, self.table.filter(pa.array(chosen)))
+
+    def values(self, name: str, wanted: tuple[int, ...] | RawKind) -> Array | pa.ChunkedArray:
+        """Values of a column as a predictor takes them, those without encoding without nulls."""
+        if isinstance(wanted, str):
+            return self.table[name]
+        return self.array(name, wanted, "float32")
 
     def array(self, name: str, shape: tuple[int, ...], dtype: str) -> Array:
         """Values of a column without nulls: `(rows, *shape)` of `dtype`.
@@ -106,7 +124,7 @@ class Tables:
 def open_tables(
     name: str,
     paths: Paths,
-    columns: Shapes,
+    columns: Wanted,
     keeps_all: bool = False,
     max_rows: int = MAX_TABLE_ROWS,
 ) -> Tables:
@@ -116,7 +134,7 @@ def open_tables(
 
     Args:
         name: What the error messages call the files.
-        paths: A file, a folder, a glob, or a list of these; .parquet, .pq and .csv.
+        paths: A file, a folder, a glob, or a list of these; .parquet, .pq and, local, .csv.
         columns: Columns that must be there.
         keeps_all: Give all columns of the files, not only these.
         max_rows: The most rows of a table.
@@ -125,14 +143,21 @@ def open_tables(
         DataError: A file cannot be read, a column is missing or of another type, or there is no
             row at all.
     """
-    found = find_files(name, paths, TABLE_SUFFIXES)
+    found = storage.find(name, paths, TABLE_SUFFIXES)
     with ThreadPoolExecutor(_OPEN_THREADS) as threads:
         opened = list(threads.map(lambda path: _open_file(name, path, columns, max_rows), found))
     texts = iter(with_common_types([file for file in opened if isinstance(file, CsvFile)]))
-    files = tuple(next(texts) if isinstance(file, CsvFile) else file for file in opened)
+    folders = partition_columns(file.footer for file in opened if isinstance(file, _ParquetFile))
+    files = tuple(
+        next(texts) if isinstance(file, CsvFile) else file.with_types(folders) for file in opened
+    )
     for file in files:
-        for column, shape in columns.items():
-            _check_type(name, file.path, describe_field(file.schema.field(column)), shape)
+        for column, wanted in columns.items():
+            found_type = describe_field(file.schema.field(column))
+            if isinstance(wanted, str):
+                _check_raw(name, file.path, found_type, wanted)
+            else:
+                _check_type(name, file.path, found_type, wanted)
     tables = Tables(files, max_rows, None if keeps_all else tuple(columns))
     if tables.rows == 0:
         raise DataError(
@@ -154,43 +179,65 @@ def null_error(name: str, nulls: Mapping[tuple[str, str], int], alternative: str
 
 @dataclass(frozen=True)
 class _ParquetFile:
-    path: str
-    rows: int
+    footer: DataFile
     schema: pa.Schema
     batch_rows: int
+    folders: tuple[Column, ...] = ()
+
+    @property
+    def path(self) -> str:
+        return self.footer.path
+
+    @property
+    def rows(self) -> int:
+        return self.footer.rows
+
+    def with_types(self, folders: Mapping[str, Column]) -> "_ParquetFile":
+        """The file with the columns that are names of folders, of the types common to all files."""
+        mine = tuple(folders[name] for name, _ in self.footer.partitions)
+        fields = [pa.field(c.name, pa.int64() if c.dtype == "int64" else pa.string()) for c in mine]
+        return replace(self, schema=pa.schema([*self.schema, *fields]), folders=mine)
 
     def tables(self, columns: list[str] | tuple[str, ...]) -> Iterator[pa.Table]:
         try:
-            with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            with storage.open_file(self.path) as opened:
+                file = pq.ParquetFile(opened, pre_buffer=is_remote(self.path))
                 for batch in file.iter_batches(self.batch_rows, columns=list(columns)):
-                    yield pa.Table.from_batches([batch])
+                    table = pa.Table.from_batches([batch])
+                    yield with_partitions(table, self.footer, self.folders)
         except (OSError, pa.ArrowException) as error:
             raise ReadError(
-                f"cannot read {self.path}: {error}. Its footer was readable; check the storage and "
-                "what wrote the file, then start again."
+                f"cannot read {self.path}: {reason(self.path, error)}. Its footer was readable; "
+                "check the storage and what wrote the file, then start again."
             ) from error
 
 
-def _open_file(name: str, path: str, columns: Shapes, max_rows: int) -> _ParquetFile | CsvFile:
+def _open_file(name: str, path: str, columns: Wanted, max_rows: int) -> _ParquetFile | CsvFile:
     suffix = Path(path).suffix.lower()
     file: _ParquetFile | CsvFile
+    folders: list[str] = []
     if suffix in PARQUET_SUFFIXES:
-        footer, schema = read_footer(path)
-        file = _ParquetFile(path, footer.rows, schema, max_rows)
+        footer, schema = read_footer(path, columns)
+        file = _ParquetFile(footer, schema, max_rows)
+        folders = [folder for folder, _ in footer.partitions]
     elif suffix == ".csv":
-        numbers = [column for column, shape in columns.items() if math.prod(shape) == 1]
-        file = open_csv(path, numbers)
+        numbers = [
+            column
+            for column, wanted in columns.items()
+            if wanted == "int64" or (not isinstance(wanted, str) and math.prod(wanted) == 1)
+        ]
+        texts = [column for column, wanted in columns.items() if wanted == "string"]
+        file = open_csv(path, CsvRules(numbers, texts=texts))
     else:
         raise DataError(
             f"{name}: {path} ends with {suffix or 'no suffix'}; {', '.join(TABLE_SUFFIXES)} are "
             "allowed. Convert the file, or leave it out."
         )
-    _check_names(name, path, file.schema, columns)
+    _check_names(name, path, [*file.schema.names, *folders], columns)
     return file
 
 
-def _check_names(name: str, path: str, schema: pa.Schema, columns: Shapes) -> None:
-    names = schema.names
+def _check_names(name: str, path: str, names: list[str], columns: Wanted) -> None:
     twice = sorted({column for column in names if names.count(column) > 1})
     if twice:
         raise DataError(
@@ -207,10 +254,26 @@ def _check_names(name: str, path: str, schema: pa.Schema, columns: Shapes) -> No
         )
 
 
+def _check_raw(name: str, path: str, column: Column, wanted: RawKind) -> None:
+    is_text, is_time = column.dtype == "text", column.dtype.startswith(("timestamp", "date"))
+    is_whole = _number_kind(column.dtype) in ("i", "u", "b")
+    fits = {
+        "string": is_text or is_whole,
+        "int64": is_whole,
+        "timestamp[us]": is_text or is_time or is_whole,
+    }
+    if column.is_list or not fits[wanted]:
+        raise DataError(
+            f"{name}: column {column.name!r} of {path} holds "
+            f"{'lists of ' if column.is_list else ''}{column.dtype}; {wanted} is needed. Convert "
+            "the column."
+        )
+
+
 def _check_type(name: str, path: str, column: Column, shape: tuple[int, ...]) -> None:
     size = math.prod(shape)
     fits = column.size in (0, size) if column.is_list else size == 1
-    if fits and _is_number(column.dtype):
+    if fits and _number_kind(column.dtype) in ("i", "u", "f", "b"):
         return
     lists = f"lists of {column.size or 'any number of'} "
     received = f"{lists if column.is_list else ''}{column.dtype}"
@@ -223,8 +286,9 @@ def _check_type(name: str, path: str, column: Column, shape: tuple[int, ...]) ->
     )
 
 
-def _is_number(dtype: str) -> bool:
+def _number_kind(dtype: str) -> str:
+    """Numpy's letter for a kind of numbers, "O" for anything else."""
     try:
-        return np.dtype(dtype).kind in "iufb"
+        return np.dtype(dtype).kind
     except TypeError:
-        return False
+        return "O"

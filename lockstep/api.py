@@ -44,6 +44,9 @@ class Interrupted(UserError):
 class Listener(Protocol):
     """What is told while a run goes on; all methods may do nothing."""
 
+    def converting(self, role: str, done_bytes: int, all_bytes: int) -> None:
+        """Files that are not Parquet are converted; from any thread, one call at a time."""
+
     def planned(self, plan: "RunPlan") -> None:
         """Everything is checked and nothing has started."""
 
@@ -59,6 +62,9 @@ class Listener(Protocol):
 
 class SilentListener:
     """Tells nothing."""
+
+    def converting(self, role: str, done_bytes: int, all_bytes: int) -> None:
+        """Ignored."""
 
     def planned(self, plan: "RunPlan") -> None:
         """Ignored."""
@@ -178,7 +184,7 @@ def train(
     elif sections:
         raise UserError(f"{sorted(sections)} have no effect without a model function.")
     loaded = load_job(job, overrides)
-    sources, layout = open_sources(loaded)
+    sources, layout = open_sources(loaded, listener.converting, listener.warned)
     probe = start_probe(loaded, layout)
     need = Need(
         loaded.cluster.workers, loaded.cluster.cpus_per_worker, loaded.cluster.gpus_per_worker
@@ -231,7 +237,7 @@ def verify(
     if steps < 1:
         raise UserError(f"--steps received {steps}; 1 or more is allowed.")
     loaded = load_job(job, [*overrides, f"cluster.workers={max(workers)}"])
-    sources, layout = open_sources(loaded)
+    sources, layout = open_sources(loaded, listener.converting, listener.warned)
     probe = start_probe(loaded, layout)
     cluster = loaded.cluster
     need = Need(cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker)

@@ -27,6 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
 JobFile = Annotated[Path, typer.Argument(help="A job file (YAML).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Overrides = Annotated[
@@ -125,6 +128,31 @@ def verify(
         render.show_certificate(console, certificate)
     if certificate["verdict"] == "differs":
         raise typer.Exit(1)
+
+
+@data_app.command()
+def show(
+    job: JobFile,
+    workers: Annotated[int | None, typer.Option(help="Sets cluster.workers.")] = None,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(help="Rows of the sample.", min=1)] = 5,
+    is_json: Json = False,
+) -> None:
+    """Files, columns, the first rows of the first batch, and which worker gets what."""
+    changes = list(overrides or [])
+    if workers is not None:
+        changes.append(f"cluster.workers={workers}")
+    from configs.load import load_job
+
+    loaded = load_job(job, changes)
+    from lockstep.data import describe_data
+    from lockstep.render_data import show_data
+
+    facts = describe_data(loaded, rows=rows)
+    if is_json:
+        _print_json(_finite(facts))
+    else:
+        show_data(_console(is_stderr=False), facts)
 
 
 ModelPath = Annotated[

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from lockstep.api import RunPlan, SilentListener
@@ -35,6 +42,28 @@ class TrainingView:
         self._task: TaskID | None = None
         self._plan: RunPlan | None = None
         self._recent: list[tuple[float, int]] = []
+        self._converted: set[str] = set()
+
+    def converting(self, role: str, done_bytes: int, all_bytes: int) -> None:
+        """Show how far the conversion of a role's files is."""
+        if role not in self._converted:
+            self._converted.add(role)
+            self.close()
+            self._console.print(f"converting data.{role} to Parquet ...", highlight=False)
+            if self._console.is_terminal:
+                self._progress = Progress(
+                    BarColumn(),
+                    DownloadColumn(),
+                    TimeRemainingColumn(),
+                    console=self._console,
+                    transient=True,
+                )
+                self._task = self._progress.add_task("", total=all_bytes)
+                self._progress.start()
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done_bytes)
+        if done_bytes >= all_bytes:
+            self.close()
 
     def planned(self, plan: RunPlan) -> None:
         """Show what is about to happen."""

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from configs.schema import Paths
+from configs.section import Paths
 from data_pipeline.errors import DataError
-from data_pipeline.features import Array
-from data_pipeline.tables import FileRows, Shapes, null_error, open_tables
+from data_pipeline.features import Array, class_numbers
+from data_pipeline.tables import FileRows, Wanted, null_error, open_tables
 from serving.errors import ModelFileError
 from serving.predictor import Predictor
 from serving.signature import Signature
@@ -89,21 +89,21 @@ def evaluate_files(
     return {**plain, "loss": plain["loss"] + penalty}
 
 
-def _needed_columns(signature: Signature, label: str) -> Shapes:
-    """Input columns, label and weight with the shape of a row's value."""
+def _needed_columns(signature: Signature, label: str) -> Wanted:
+    """Input columns, label and weight."""
     layout = signature.layout
     size = layout.label_size
-    shapes = {**signature.input_shapes, label: () if size == 1 else (size,)}
-    return shapes if layout.weight is None else {**shapes, layout.weight: ()}
+    columns: dict[str, Any] = {**signature.inputs, label: () if size == 1 else (size,)}
+    if layout.label_classes is not None:
+        columns[label] = "string"
+    return columns if layout.weight is None else {**columns, layout.weight: ()}
 
 
 def _add(judge: keras.Model, predictor: Predictor, rows: FileRows, label: str) -> None:
     """Add rows without nulls to the judge's loss and metrics."""
     signature = predictor.signature
     layout = signature.layout
-    columns = {
-        name: rows.array(name, shape, "float32") for name, shape in signature.input_shapes.items()
-    }
+    columns = {name: rows.values(name, wanted) for name, wanted in signature.inputs.items()}
     predictions = predictor.predict(columns)
     labels = _labels(rows, label, signature)
     weights = None
@@ -122,6 +122,11 @@ def _add(judge: keras.Model, predictor: Predictor, rows: FileRows, label: str) -
 def _labels(rows: FileRows, label: str, signature: Signature) -> Array:
     """Labels in the type of the training: `(rows, label_size)`."""
     layout = signature.layout
+    if layout.label_classes is not None:
+        try:
+            return class_numbers(rows.table[label], layout.label_classes).reshape(-1, 1)
+        except DataError as error:
+            raise DataError(f"{rows.path}: label {label!r} holds {error} Leave it out.") from None
     shape = (layout.label_size,)
     exact = rows.array(label, shape, "float64")
     if layout.label_dtype == "int64" and not np.array_equal(exact, np.trunc(exact)):

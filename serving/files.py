@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from configs.schema import Paths
+from configs.section import Paths
 from data_pipeline.errors import DataError
 from data_pipeline.tables import FileRows, Tables, null_error, open_tables
 from serving.errors import OutputError, WriteError
@@ -93,7 +93,7 @@ def predict_files(
     started = time.monotonic()
     output = Path(output_dir).resolve()
     signature = predictor.signature
-    tables = open_tables("input", inputs, signature.input_shapes, True, signature.table_rows)
+    tables = open_tables("input", inputs, signature.inputs, True, signature.table_rows)
     _check_output(output, tables.paths)
     _check_column(column, tables)
     nulls: Counter[tuple[str, str]] = Counter()
@@ -101,7 +101,7 @@ def predict_files(
     try:
         with _whole_folder(output) as folder, _PartWriter(folder) as writer:
             for rows in tables:
-                masks = rows.null_masks(signature.input_shapes)
+                masks = rows.null_masks(signature.inputs)
                 nulls.update({(name, rows.path): int(mask.sum()) for name, mask in masks.items()})
                 if on_null == "null" or not nulls:
                     values = _predicted(predictor, rows, list(masks.values()))
@@ -133,9 +133,7 @@ def _predicted(
     for mask in null_masks:
         is_null |= mask
     whole = rows.where(~is_null) if is_null.any() else rows
-    columns = {
-        name: whole.array(name, shape, "float32") for name, shape in signature.input_shapes.items()
-    }
+    columns = {name: whole.values(name, wanted) for name, wanted in signature.inputs.items()}
     values = np.zeros((len(is_null), signature.output_size), np.float32)
     values[~is_null] = predictor.predict(columns).reshape(-1, signature.output_size)
     if signature.output_size == 1:

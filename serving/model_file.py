@@ -20,6 +20,7 @@ import keras
 import tensorflow as tf
 
 from configs.errors import did_you_mean
+from data_pipeline.encoding import ENCODED_ENDPOINT
 from data_pipeline.features import InputLayout
 from serving.errors import ModelFileError
 from serving.signature import (
@@ -133,7 +134,9 @@ def _load_saved_model(
         loaded = tf.saved_model.load(str(path))
     except _LOAD_ERRORS as error:
         raise _not_loaded(path, error) from error
-    specs, output_name, output_spec = _endpoint(path, loaded)
+    is_encoded = signature is not None and bool(signature.layout.encodings)
+    endpoint = ENCODED_ENDPOINT if is_encoded else "serving_default"
+    specs, output_name, output_spec = _endpoint(path, loaded, endpoint)
     if signature is None:
         output = _only_shape(path, "output", output_spec.shape)
         layout = _layout_of_inputs(path, specs, features)
@@ -156,7 +159,7 @@ def _load_saved_model(
             for (name, dtype, shape), part in zip(inputs, parts, strict=True)
         }
         # Only `loaded` keeps the variables alive, so the function must hold on to it.
-        return tf.cast(loaded.signatures["serving_default"](**columns)[output_name], tf.float32)
+        return tf.cast(loaded.signatures[endpoint](**columns)[output_name], tf.float32)
 
     return LoadedModel(path, signature, call)
 
@@ -179,12 +182,14 @@ def _layout_of_inputs(
     return unlabelled_layout(list(shapes.items()))
 
 
-def _endpoint(path: Path, loaded: Any) -> tuple[dict[str, tf.TensorSpec], str, tf.TensorSpec]:
-    """Inputs by name, and name and type of the output, of a SavedModel's default signature."""
-    serve = getattr(loaded, "signatures", {}).get("serving_default")
+def _endpoint(
+    path: Path, loaded: Any, name: str
+) -> tuple[dict[str, tf.TensorSpec], str, tf.TensorSpec]:
+    """Inputs by name, and name and type of the output, of one of a SavedModel's signatures."""
+    serve = getattr(loaded, "signatures", {}).get(name)
     if serve is None:
         raise ModelFileError(
-            f"{path} has no signature named serving_default. Save it with Keras's model.export, or "
+            f"{path} has no signature named {name}. Save it with Keras's model.export, or "
             "with tf.saved_model.save(model, path, signatures=function)."
         )
     specs = serve.structured_input_signature[1]

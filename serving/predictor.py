@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from configs.errors import did_you_mean
-from data_pipeline.features import Array, assemble_rows
+from data_pipeline.errors import DataError
+from data_pipeline.features import Array, InputColumn, assemble_rows, feature_values
 from serving.errors import InputError
 from serving.model_file import LoadedModel, load_model
 from serving.signature import Signature
@@ -68,13 +70,15 @@ class Predictor:
 
         Args:
             columns: For each input column of the signature the values of all rows: `(rows,)`,
-                `(rows, *shape)` or `(rows, size)` of numbers or booleans. Others are ignored.
+                `(rows, *shape)` or `(rows, size)` of numbers or booleans; for a category or a text
+                strings, for a timestamp moments (Arrow, numpy datetime64, ISO 8601, or
+                microseconds since 1970), None for an unknown one. Others are ignored.
 
         Returns:
             `(rows, *output_shape) float32`.
 
         Raises:
-            InputError: A column is missing, of another shape, or not of numbers.
+            InputError: A column is missing, of another shape, or not what it should be.
         """
         arrays = self._checked(columns)
         rows = len(arrays[0])
@@ -114,10 +118,13 @@ class Predictor:
             if column.name not in columns:
                 raise InputError(
                     f"no column {column.name!r}; received {', '.join(columns) or 'no columns'}, "
-                    f"the model takes {', '.join(self.signature.input_shapes)}."
+                    f"the model takes {', '.join(self.signature.inputs)}."
                     f"{did_you_mean(column.name, columns)} Add the column."
                 )
-            values = _numbers(column.name, columns[column.name])
+            if column.encoding is not None:
+                values = _encoded(column, columns[column.name])
+            else:
+                values = _numbers(column.name, columns[column.name])
             rows = len(arrays[0]) if arrays else len(values)
             if values.shape not in {
                 (rows, *column.shape),
@@ -151,6 +158,26 @@ def split_rows(rows: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
         calls.append((min(rows, size), size))
         rows -= calls[-1][0]
     return calls
+
+
+def _encoded(column: InputColumn, values: Any) -> Array:
+    """Numbers of raw values: `(rows,)` or `(rows, size) float32`."""
+    try:
+        if not isinstance(values, pa.ChunkedArray):
+            array = np.asarray(values)
+            if array.dtype.kind == "M":
+                array = array.astype("datetime64[us]")
+            plain = array.reshape(len(array)) if array.ndim else array.reshape(1)
+            values = pa.chunked_array([pa.array(plain, from_pandas=True)])
+        return feature_values(column, values)
+    except (pa.ArrowException, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"column {column.name!r} has {reason} One value of "
+            f"{column.encoding and column.encoding.raw_dtype} for each row is allowed. Convert it."
+        ) from None
+    except DataError as error:
+        raise InputError(f"column {column.name!r} has {error}") from None
 
 
 def _numbers(name: str, values: Any) -> Array:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.encoding import read_encoding
 from data_pipeline.features import InputColumn, InputLayout
-from data_pipeline.tables import MAX_TABLE_ROWS
+from data_pipeline.tables import MAX_TABLE_ROWS, Wanted
 from serving.errors import ModelFileError
 
 SIGNATURE_FILE = "signature.json"
@@ -38,9 +39,12 @@ class Signature:
     compile: Mapping[str, Any] | None
 
     @property
-    def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one row's value of each input column, in order."""
-        return {column.name: column.shape for column in self.layout.features}
+    def inputs(self) -> Wanted:
+        """Each input column, in order: the shape of one row's numbers, or what is encoded."""
+        return {
+            column.name: column.shape if column.encoding is None else column.encoding.raw_dtype
+            for column in self.layout.features
+        }
 
     @property
     def output_size(self) -> int:
@@ -64,12 +68,16 @@ def read_signature(path: Path) -> Signature:
         label = record["label"]
         layout = InputLayout(
             features=_input_columns(
-                [(entry["name"], tuple(entry["shape"][1:])) for entry in record["inputs"]]
+                [
+                    (entry["name"], tuple(entry["shape"][1:]), entry.get("encoding"))
+                    for entry in record["inputs"]
+                ]
             ),
             label=label["name"],
             label_dtype=label["dtype"],
             label_size=math.prod(label["shape"][1:]),
             weight=record["weight"],
+            label_classes=None if label.get("classes") is None else tuple(label["classes"]),
         )
         (output,) = record["outputs"]
         return Signature(layout, tuple(output["shape"][1:]), record.get("compile"))
@@ -119,12 +127,18 @@ def name_columns(names: Sequence[str], input_shape: tuple[int, ...], model: str)
 
 def unlabelled_layout(columns: Sequence[tuple[str, tuple[int, ...]]]) -> InputLayout:
     """The layout of columns, given as name and shape, for a model whose label is not known."""
-    return InputLayout(_input_columns(columns), "", "float32", 1, None)
+    placed = _input_columns([(name, shape, None) for name, shape in columns])
+    return InputLayout(placed, "", "float32", 1, None)
 
 
-def _input_columns(columns: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[InputColumn, ...]:
+def _input_columns(
+    columns: Sequence[tuple[str, tuple[int, ...], dict[str, Any] | None]],
+) -> tuple[InputColumn, ...]:
+    """Columns, given as name, shape of a number and record of an encoding, one after the other."""
     placed: list[InputColumn] = []
-    for name, shape in columns:
+    for name, shape, record in columns:
         offset = placed[-1].offset + placed[-1].size if placed else 0
-        placed.append(InputColumn(name, shape, offset, is_normalized=False))
+        encoding = None if record is None else read_encoding(record)
+        shape = shape if encoding is None else encoding.shape
+        placed.append(InputColumn(name, shape, offset, False, encoding))
     return tuple(placed)

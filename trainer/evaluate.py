@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.blocks import BlockReader
+from data_pipeline.dataset import chunk_dataset
 from data_pipeline.features import InputLayout
-from data_pipeline.reader import ChunkRows, EvaluationChunks, EvaluationCut, chunk_dataset
+from data_pipeline.reader import ChunkRows, EvaluationChunks, EvaluationCut
 from data_pipeline.scan import LabelSummary
 from trainer import keras_adapter
 from trainer.batch import Scorer

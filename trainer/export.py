@@ -21,12 +21,14 @@ import tensorflow as tf
 
 from cluster.channel import Channel
 from cluster.template import Launch
-from data_pipeline.features import InputLayout
+from data_pipeline.encoding import ENCODED_ENDPOINT, encoding_record
+from data_pipeline.features import InputColumn, InputLayout
 from trainer import keras_adapter
 from trainer.checkpoint import read_checkpoint
 from trainer.learner import example_batch
 from trainer.model import build_model, parameter_count
 from trainer.payloads import ExportPayload
+from trainer.preprocessing import RawRows, raw_spec
 from trainer.state import restore
 
 _LEAVE_TIMEOUT_S = 120.0
@@ -74,10 +76,7 @@ def write_artifact(
 def model_signature(model: keras.Model, layout: InputLayout) -> dict[str, Any]:
     """Names, types and shapes of what the artifact takes and gives; null is the number of rows."""
     return {
-        "inputs": [
-            {"name": feature.name, "dtype": "float32", "shape": [None, *feature.shape]}
-            for feature in layout.features
-        ],
+        "inputs": [_input_record(feature) for feature in layout.features],
         "model_input": {"dtype": "float32", "shape": [None, *layout.input_shape]},
         "outputs": [
             {"name": "prediction", "dtype": "float32", "shape": [None, *model.output_shape[1:]]}
@@ -86,9 +85,22 @@ def model_signature(model: keras.Model, layout: InputLayout) -> dict[str, Any]:
             "name": layout.label,
             "dtype": layout.label_dtype,
             "shape": [None, layout.label_size],
+            "classes": None if layout.label_classes is None else list(layout.label_classes),
         },
         "weight": layout.weight,
         "compile": _compile_record(model),
+    }
+
+
+def _input_record(feature: InputColumn) -> dict[str, Any]:
+    """A raw column; where it is encoded, also how, and the shape of its numbers."""
+    if feature.encoding is None:
+        return {"name": feature.name, "dtype": "float32", "shape": [None, *feature.shape]}
+    return {
+        "name": feature.name,
+        "dtype": feature.encoding.raw_dtype,
+        "shape": [None],
+        "encoding": encoding_record(feature.encoding),
     }
 
 
@@ -116,23 +128,23 @@ def write_manifest(folder: Path, lineage: dict[str, Any]) -> None:
 
 def _write_saved_model(folder: Path, model: keras.Model, layout: InputLayout) -> None:
     """A SavedModel whose default signature takes each raw column by its name."""
+    rows = RawRows(layout)
 
     def predict(**columns: tf.Tensor) -> dict[str, tf.Tensor]:
-        flat = [
-            tf.reshape(tf.cast(columns[feature.name], tf.float32), [-1, feature.size])
-            for feature in layout.features
-        ]
-        joined = tf.concat(flat, axis=1) if len(flat) > 1 else flat[0]
-        inputs = tf.reshape(joined, [-1, *layout.input_shape])
-        return {"prediction": tf.cast(model(inputs, training=False), tf.float32)}
+        return {"prediction": tf.cast(model(rows(columns), training=False), tf.float32)}
 
-    specs = {
-        feature.name: tf.TensorSpec((None, *feature.shape), tf.float32, name=feature.name)
-        for feature in layout.features
-    }
+    def predict_encoded(rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"prediction": tf.cast(model(rows, training=False), tf.float32)}
+
+    specs = {feature.name: raw_spec(feature) for feature in layout.features}
     archive = keras.export.ExportArchive()
     archive.track(model)
+    for layer in rows.layers.values():
+        archive.track(layer)
     endpoint = tf.function(predict)
     endpoint.get_concrete_function(**specs)  # the archive takes over what has been traced
     archive.add_endpoint("serve", endpoint)
+    if layout.encodings:
+        spec = tf.TensorSpec((None, *layout.input_shape), tf.float32, name="rows")
+        archive.add_endpoint(ENCODED_ENDPOINT, predict_encoded, input_signature=[spec])
     archive.write_out(str(folder), verbose=False)

@@ -14,9 +14,10 @@ import keras
 import numpy as np
 
 from configs.schema import Job
+from data_pipeline.dataset import chunk_dataset
 from data_pipeline.features import InputLayout
 from data_pipeline.plan import Share
-from data_pipeline.reader import ChunkRows, TrainingChunks, chunk_dataset
+from data_pipeline.reader import ChunkRows, TrainingChunks
 from trainer import keras_adapter
 from trainer.callbacks import CallbackRunner
 from trainer.curves import CurveWriter

@@ -1,7 +1,7 @@
 """From a job to a compiled Keras model; the same model on every worker and in every process.
 
-Owns the reading of Keras objects as they stand in job files, the three sources of a model, the
-normalisation that travels inside it, and the seed.
+Owns the reading of Keras objects as they stand in job files, the three sources of a model, and the
+seed.
 """
 
 import importlib
@@ -15,11 +15,13 @@ import keras
 import numpy as np
 
 from configs.catalog import catalog, find_kind, is_own_code, split_spec
-from configs.schema import CompileConfig, Job, KerasSpec
+from configs.schema import CompileConfig, Job
+from configs.section import KerasSpec
 from data_pipeline.features import InputLayout
 from data_pipeline.scan import Statistics
 from trainer import keras_adapter
 from trainer.errors import ModelError, user_code_error
+from trainer.front import columns_of, front_layers, has_front
 
 _MODULES = {
     "layers": keras.layers,
@@ -50,10 +52,10 @@ def build_model(job: Job, layout: InputLayout, statistics: Statistics | None) ->
         model = _model_from_layers(job, layout, statistics)
     elif job.model.builder is not None:
         built = call_builder(job.model.builder, job.model.arguments, job.train.dtype_policy)
-        model = _with_normalization(_with_one_input(built, layout), layout, statistics)
+        model = _with_front(_with_one_input(built, layout), job, layout, statistics)
     else:
         loaded = _with_one_input(load_keras_file(str(job.model.file)), layout)
-        model = _with_normalization(loaded, layout, statistics)
+        model = _with_front(loaded, job, layout, statistics)
     _check_input(model, layout)
     if job.compile is not None:
         compile_model(model, job.compile)
@@ -173,13 +175,6 @@ def load_keras_file(path: str) -> keras.Model:
         ) from error
 
 
-def normalization_layer(statistics: Statistics) -> keras.layers.Layer:
-    """Shifts and scales the last axis: (x - mean) / sqrt(variance)."""
-    return keras.layers.Normalization(
-        axis=-1, mean=statistics.mean, variance=statistics.variance, name="normalize"
-    )
-
-
 def parameter_count(model: keras.Model) -> int:
     """Trainable parameters."""
     return int(sum(np.prod(variable.shape) for variable in model.trainable_variables))
@@ -189,8 +184,8 @@ def _model_from_layers(
     job: Job, layout: InputLayout, statistics: Statistics | None
 ) -> keras.Sequential:
     layers = [keras.layers.Input(layout.input_shape, name="input")]
-    if statistics is not None:
-        layers.append(normalization_layer(statistics))
+    layers += [make("layers", spec) for spec in job.data.augment]
+    layers += front_layers(layout, statistics)
     for index, spec in enumerate(job.model.layers or []):
         name = split_spec(spec)[0]
         if name in ("Input", "InputLayer"):
@@ -207,19 +202,25 @@ def _model_from_layers(
         ) from error
 
 
-def _with_normalization(
-    model: keras.Model, layout: InputLayout, statistics: Statistics | None
+def _with_front(
+    model: keras.Model, job: Job, layout: InputLayout, statistics: Statistics | None
 ) -> keras.Model:
-    """Put the normalisation before the first layer; a model that has one keeps its own."""
-    if statistics is None or has_normalization(model):
+    """Put augmentation and front before the first layer; what the model has already stays."""
+    present = {type(layer) for layer in model.layers}
+    augment = [make("layers", spec) for spec in job.data.augment]
+    front = [layer for layer in augment if type(layer) not in present]
+    if not has_front(model):
+        front += front_layers(layout, statistics)
+    if not front:
         return model
     if not isinstance(model, keras.Sequential):
         raise ModelError(
-            f"data.normalize needs a Sequential model, received {type(model).__name__}. "
-            "Put a Normalization layer into the model and set data.normalize: false."
+            "data.normalize, data.augment and encodings other than index put layers before the "
+            f"model's own, which must be a Sequential model; received {type(model).__name__}. Put "
+            "these layers into the model, and set normalize: false and encoding: index."
         )
-    front = [keras.layers.Input(layout.input_shape), normalization_layer(statistics)]
-    wrapped = keras.Sequential(front + list(model.layers), name=model.name)
+    layers = [keras.layers.Input(layout.input_shape), *front, *model.layers]
+    wrapped = keras.Sequential(layers, name=model.name)
     if getattr(model, "optimizer", None) is not None:
         keras_adapter.compile_like(wrapped, model)
     return wrapped
@@ -252,7 +253,7 @@ def _with_one_input(model: keras.Model, layout: InputLayout) -> keras.Model:
     parts = {}
     for tensor in model.inputs:
         feature = known[tensor.name]
-        part = joined[:, feature.offset : feature.offset + feature.size]
+        part = columns_of(joined, feature.offset, feature.offset + feature.size)
         # In full precision: an id of a token is a number, too.
         parts[tensor.name] = keras.layers.Reshape(tensor.shape[1:], dtype="float32")(part)
     inner = keras.Model(model.inputs, model.outputs[0])  # without an optimizer of its own
@@ -261,11 +262,6 @@ def _with_one_input(model: keras.Model, layout: InputLayout) -> keras.Model:
     if getattr(model, "optimizer", None) is not None:
         keras_adapter.compile_like(wrapped, model)
     return wrapped
-
-
-def has_normalization(model: keras.Model) -> bool:
-    """Whether the model's first layer normalises already, as a model of ours does."""
-    return any(isinstance(layer, keras.layers.Normalization) for layer in model.layers[:2])
 
 
 def _check_input(model: keras.Model, layout: InputLayout) -> None:

@@ -12,6 +12,7 @@ from data_pipeline.features import InputLayout
 from data_pipeline.plan import Plan
 from data_pipeline.scan import Scan, Statistics
 from data_pipeline.source import Source
+from data_pipeline.storage import absolute
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -47,9 +48,7 @@ class PlannedData:
         sources = {
             role: replace(
                 source,
-                files=tuple(
-                    replace(file, path=str(Path(file.path).absolute())) for file in source.files
-                ),
+                files=tuple(replace(file, path=absolute(file.path)) for file in source.files),
             )
             for role, source in self.sources.items()
         }

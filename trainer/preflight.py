@@ -4,14 +4,20 @@ No TensorFlow: a mistake is told in well under two seconds. Whether the model it
 asked of `trainer.probe`, in a process of its own.
 """
 
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from configs.catalog import is_own_code, split_spec
 from configs.schema import Job
+from data_pipeline.encoding import Encoding, read_encoding
 from data_pipeline.errors import DataError
 from data_pipeline.features import InputLayout, input_layout
+from data_pipeline.ingest import ingested
 from data_pipeline.plan import Plan, auto_window_rows
-from data_pipeline.scan import Scan, raise_for_nulls, scan
+from data_pipeline.scan import Scan, learn, raise_for_nulls, scan
 from data_pipeline.source import Source, open_source
 from trainer.errors import ModelError
 from trainer.payloads import PlannedData
@@ -27,18 +33,33 @@ _ELEMENTWISE_LOSSES = {
 }
 
 
-def open_sources(job: Job) -> tuple[dict[str, Source], InputLayout]:
-    """Footers of all roles, checked against the job and each other.
+def open_sources(
+    job: Job,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+    warned: Callable[[str], None] = lambda _: None,
+) -> tuple[dict[str, Source], InputLayout]:
+    """Footers of all roles, checked against the job and each other, and vocabularies learned.
+
+    Reads training rows only where a feature or the label is a category or a text.
+
+    Files that are not Parquet are converted first, where that has not been done before.
+
+    Args:
+        job: The job.
+        progress: Is called while files are converted: role, bytes done, bytes in all.
+        warned: Is told of lines that are left out.
 
     Raises:
         DataError: Files, columns or types that the job cannot use.
         ModelError: An output that cannot fit the label.
+        EnvironmentFailure: Files cannot be converted.
     """
-    sources = {
-        role: open_source(role, paths, job.data.columns)
-        for role in ("train", "validation", "test")
-        if (paths := getattr(job.data, role)) is not None
-    }
+    sources = {}
+    for role in ("train", "validation", "test"):
+        if (paths := getattr(job.data, role)) is not None:
+            told = functools.partial(progress, role)
+            parquet = ingested(role, paths, job.data, told, warned)
+            sources[role] = open_source(role, parquet, job.data.columns)
     _check_same_columns(sources)
     layout = input_layout(job.data, sources["train"])
     check_output(job, layout)
@@ -52,7 +73,35 @@ def open_sources(job: Job) -> tuple[dict[str, Source], InputLayout]:
                 if column not in lists  # footers count elements there; the scan counts rows
             }
             raise_for_nulls(role, counts, {job.data.label, job.data.weight})
-    return sources, layout
+    layout = layout.with_encodings(_earlier_encodings(job, layout))
+    return sources, learn(sources["train"], layout, job.data.on_null)
+
+
+def _earlier_encodings(job: Job, layout: InputLayout) -> dict[str, Encoding]:
+    """Encodings of the artifact that the job goes on from: its model knows no other numbers.
+
+    Raises:
+        DataError: They do not fit the job's features.
+    """
+    if job.model.file is None:
+        return {}
+    signature = Path(job.model.file).with_name("signature.json")
+    if not signature.exists():
+        return {}
+    earlier = {
+        entry["name"]: read_encoding(entry["encoding"])
+        for entry in json.loads(signature.read_text())["inputs"]
+        if "encoding" in entry
+    }
+    for name, encoding in layout.encodings.items():
+        known = earlier.get(name)
+        if known is None or known.unlearned != encoding:
+            raise DataError(
+                f"data.features: {name!r} is read as {encoding.unlearned}, the model that the job "
+                f"goes on from reads it as {known and known.unlearned}. Give the feature the "
+                "settings of that model's job."
+            )
+    return {name: earlier[name] for name in layout.encodings}
 
 
 def plan_data(job: Job, sources: dict[str, Source], layout: InputLayout) -> PlannedData:

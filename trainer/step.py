@@ -13,8 +13,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from data_pipeline.dataset import chunk_signature
 from data_pipeline.features import InputLayout
-from data_pipeline.reader import ChunkRows, chunk_signature
+from data_pipeline.reader import ChunkRows
 from trainer import keras_adapter
 from trainer.batch import BatchRows, Mode, Scorer, place_on_replica, run_model, without_rows
 from trainer.sparse import joined, most_slices, padded, zero_slices

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline.blocks import BlockReader
 from data_pipeline.features import InputLayout, input_layout
 from data_pipeline.plan import Plan, Share

@@ -61,7 +61,7 @@ def _all_rows(reader: BlockReader, source: Any, layout: Any) -> tuple[Any, Any, 
     blocks = [reader.read(number) for number in range(len(source.blocks))]
     columns = [np.concatenate(parts) for parts in zip(*(b.features for b in blocks), strict=True)]
     x = np.concatenate([column.reshape(source.rows, -1) for column in columns], axis=1)
-    x = x.reshape(-1, *layout.input_shape)
+    x = x.reshape(-1, *layout.input_shape).astype(np.float32, copy=False)
     y = np.concatenate([b.label for b in blocks])
     if blocks[0].weight is None:
         return x, y, np.ones(len(x), np.float32)

@@ -104,7 +104,8 @@ MISTAKES = {
     ),
     "unknown key of a feature": (
         ("shape: [8, 8]", "shpe: [8, 8]"),
-        "job.yaml:15: unknown key data.features.1.shpe; allowed here: name, shape, normalize. Did "
+        "job.yaml:15: unknown key data.features.1.shpe; allowed here: name, kind, shape, "
+        "normalize, vocabulary_size, encoding, embedding_size, sequence_length, parts, cyclic. Did "
         "you mean 'shape'?",
     ),
     "key that is no text": (

@@ -238,6 +238,8 @@ def _file_of(name: str) -> Path | None:
         ("trainer.probe", {"tensorflow", "keras", "ray"}),
         ("data_pipeline.plan", {"tensorflow", "pyarrow"}),
         ("data_pipeline.scan", {"tensorflow"}),
+        ("data_pipeline.ingest", {"tensorflow"}),
+        ("data_pipeline.arrays", {"tensorflow"}),
     ],
 )
 def test_heavy_imports_stay_out_of_the_way(module, heavy):

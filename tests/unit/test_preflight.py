@@ -251,3 +251,27 @@ def test_the_window_is_the_jobs_or_chosen(tmp_path):
     arguments = (tmp_path, [dense(1)], "mse", "value")
     assert check(*arguments).plan.window_rows == 65_536
     assert check(*arguments, window_rows=3).plan.window_rows == 3
+
+
+def test_other_formats_are_converted_before_they_are_opened(tmp_path):
+    lines = [f"{row},{row % 3}" for row in range(30)]
+    lines[4] += ",surplus"
+    (tmp_path / "rows.csv").write_text("x,class\n" + "".join(line + "\n" for line in lines))
+    checked = job(
+        tmp_path / "rows.csv",
+        [dense(3)],
+        SPARSE,
+        "class",
+        on_bad_rows="skip",
+        ingest_dir=str(tmp_path / "converted"),
+    )
+    told: list[Any] = []
+    warnings: list[str] = []
+    sources, layout = open_sources(checked, lambda *each: told.append(each), warnings.append)
+    planned = plan_data(checked, sources, layout)
+    assert planned.plan.rows == 29
+    assert layout.label_dtype == "int64"
+    assert told[-1][0] == "train"
+    assert told[-1][1] == told[-1][2] > 0
+    (warning,) = warnings
+    assert "1 lines cannot be read and are left out" in warning

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from data_pipeline import blocks as blocks_module
 from data_pipeline.blocks import Block, BlockReader
 from data_pipeline.errors import DataError, ReadError

@@ -1,15 +1,19 @@
 """From what a job calls its data to files, blocks and columns; and what is said of bad ones."""
 
+import gc
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
+from data_pipeline import storage
 from data_pipeline.errors import DataError
 from data_pipeline.features import InputLayout, input_layout
-from data_pipeline.source import Column, Paths, Source, find_files, open_source
+from data_pipeline.source import PARQUET_SUFFIXES, Column, Paths, Source, open_source
 from tests.support.parquet import Rows, write_parquet
 
 
@@ -52,12 +56,14 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_files_of_a_path_a_folder_a_glob_and_a_list(tree, paths, found):
-    assert find_files("data.train", paths) == [str(Path(name)) for name in found]
+    paths_found = storage.find("data.train", paths, PARQUET_SUFFIXES)
+    assert paths_found == [str(Path(name)) for name in found]
 
 
 def test_hidden_parents_of_a_named_folder_do_not_hide_its_files(tmp_path):
     path = write(tmp_path / ".cache" / "_data" / "1.parquet")
-    assert find_files("data.train", str(tmp_path / ".cache" / "_data")) == [path]
+    folder = str(tmp_path / ".cache" / "_data")
+    assert storage.find("data.train", folder, PARQUET_SUFFIXES) == [path]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +118,8 @@ def test_blocks_are_row_groups_in_the_order_of_files(tmp_path):
     assert [Path(file.path).name for file in source.files] == ["10.parquet", "2.parquet"]
     assert source.block_rows.tolist() == [3, 2, 2, 1]
     assert source.block_rows.dtype == np.int64
-    assert source.blocks == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert source.blocks.tolist() == [[0, 0], [1, 0], [1, 1], [1, 2]]
+    assert source.blocks is source.blocks
     assert source.rows == 8
     stat = (tmp_path / "2.parquet").stat()
     assert (source.files[1].size_bytes, source.files[1].modified_ns) == (
@@ -242,13 +249,13 @@ def source_with(path: Path, **columns: object) -> Source:
     ("columns", "changes", "message"),
     [
         (
-            {"y": ["late"]},
+            {"y": [["late"]]},
             {},
             "data.label: column 'y' holds text; numbers, booleans and lists of them are allowed. "
             "Encode it as numbers, or name another column.",
         ),
         (
-            {"a": ["EWR"]},
+            {"a": [["EWR"]]},
             {},
             "data.features: column 'a' holds text; numbers, booleans and lists of them are "
             "allowed. Encode it as numbers, or name another column.",
@@ -322,3 +329,77 @@ def test_a_single_list_keeps_its_shape(tmp_path):
 def test_labels_keep_whole_numbers(tmp_path, label, dtype, size):
     layout = layout_of(source_with(tmp_path, y=label))
     assert (layout.label_dtype, layout.label_size) == (dtype, size)
+
+
+@pytest.mark.parametrize(
+    ("values", "features"),
+    [
+        (pa.nulls(5), ["a"]),
+        (pa.array([None] * 5, pa.float64()), ["a"]),
+        (pa.array([None] * 5, pa.list_(pa.null())), [{"name": "a", "shape": [2]}]),
+    ],
+)
+def test_a_column_without_any_value(tmp_path, values, features):
+    first = write(tmp_path / "1.parquet", {"a": values, "y": range(5)}, block_rows=2)
+    write(tmp_path / "2.parquet", {"a": values, "y": range(5)}, block_rows=2)
+    with pytest.raises(DataError) as error:
+        open_source("train", str(tmp_path), ["a", "y"])
+    assert str(error.value) == (
+        "data.train: column 'a' is null in all 10 rows of 2 file(s); values are needed. Name "
+        f"another column, or check what wrote {first}."
+    )
+
+
+def test_a_column_with_values_in_one_file_only(tmp_path):
+    write(tmp_path / "1.parquet", {"a": pa.array([None] * 5, pa.float64()), "y": range(5)})
+    write(tmp_path / "2.parquet", {"a": [1.0], "y": [1]})
+    source = open_source("train", str(tmp_path), ["a", "y"])
+    assert [file.null_counts for file in source.files] == [{"a": 5}, {}]
+
+
+def test_nulls_are_counted_in_files_that_follow_an_empty_one(tmp_path):
+    columns = {"a": pa.array([None, 1.0], pa.float64()), "y": [1, 2]}
+    table = pa.table(columns)
+    pq.ParquetWriter(tmp_path / "1.parquet", table.schema).close()
+    write(tmp_path / "2.parquet", columns)
+    source = open_source("train", str(tmp_path), ["a", "y"])
+    assert [(file.block_rows, file.null_counts) for file in source.files] == [
+        ((), {}),
+        ((2,), {"a": 1}),
+    ]
+
+
+def test_footers_do_not_wait_for_the_garbage_collector(tmp_path):
+    write(tmp_path / "1.parquet")
+    gc.collect()
+    gc.disable()
+    try:
+        open_source("train", str(tmp_path), ["a", "y"])
+        assert not [held for held in gc.get_objects() if isinstance(held, pq.FileMetaData)]
+    finally:
+        gc.enable()
+
+
+def test_a_column_that_becomes_text_in_file_700_is_told_from_the_footers(tmp_path):
+    first = write(tmp_path / "000.parquet")
+    for number in range(1, 705):
+        os.link(first, tmp_path / f"{number:03d}.parquet")
+    drifted = tmp_path / "700.parquet"
+    drifted.unlink()
+    write(drifted, {"a": ["one"], "y": [1]})
+    with pytest.raises(DataError) as error:
+        open_source("train", str(tmp_path), ["a", "y"])
+    assert str(error.value) == (
+        f"data.train: column 'a' is float64 in {first} but text in {drifted}; one type in all "
+        "files is allowed. Convert the file, or leave it out."
+    )
+
+
+def test_nulls_are_told_of_the_named_column_only_when_names_hold_dots(tmp_path):
+    columns = {
+        "a": pa.array([{"b": None}, {"b": 1}]),
+        "a.c": [1.0, None],
+        "y": [1, 2],
+    }
+    path = write(tmp_path / "x.parquet", columns)
+    assert open_source("train", path, ["a.c", "y"]).files[0].null_counts == {"a.c": 1}

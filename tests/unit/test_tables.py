@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import csv_text
+from data_pipeline import csv_text, storage
 from data_pipeline.errors import DataError
-from data_pipeline.source import find_files
+from data_pipeline.source import PARQUET_SUFFIXES
 from data_pipeline.tables import Tables, open_tables
 
 
@@ -129,7 +129,7 @@ def test_tables_are_bounded_and_hold_all_rows_in_order(tmp_path):
 def test_training_still_finds_parquet_only(tmp_path):
     (tmp_path / "a.csv").write_text("x\n1\n")
     with pytest.raises(DataError, match=r"no data file \(\*\.parquet, \*\.pq\)"):
-        find_files("data.train", str(tmp_path))
+        storage.find("data.train", str(tmp_path), PARQUET_SUFFIXES)
 
 
 TEXT_ERRORS = {
@@ -156,6 +156,9 @@ def test_bad_csv_is_named_with_its_line(tmp_path, case):
 
 def test_csv_in_another_encoding_is_refused(tmp_path):
     (tmp_path / "x.csv").write_bytes("a,b\n1,é\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"not text in UTF-8.*b'a,b\\n1,\\xe9\\n'"):
+        open_tables("input", str(tmp_path / "x.csv"), {"a": ()})
+    (tmp_path / "x.csv").write_bytes("a,é\n1,2\n".encode("latin-1"))
     with pytest.raises(DataError, match="not text in UTF-8"):
         open_tables("input", str(tmp_path / "x.csv"), {"a": ()})
 
