@@ -67,7 +67,7 @@ class Case:
     def columns(self) -> dict[str, np.ndarray]:
         return {
             name: np.array(self.table[name].to_pylist(), np.float32).reshape(-1, *shape)
-            for name, shape in self.predictor.signature.input_shapes.items()
+            for name, shape in self.predictor.signature.inputs.items()
         }
 
 

@@ -195,6 +195,7 @@ def test_stop_training_inside_an_epoch_stops_all_at_one_step(
     assert "test" in run.metrics
 
 
+@pytest.mark.long
 def test_a_run_that_a_callback_interrupted_resumes_where_it_was(
     rows: Path, tmp_path: Path, code: Path
 ) -> None:

@@ -123,7 +123,8 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "metric", "epochs"), [("digits", "accuracy", 6), ("weather", "mae", 1)]
+    ("name", "metric", "epochs"),
+    [("digits", "accuracy", 6), pytest.param("weather", "mae", 1, marks=pytest.mark.long)],
 )
 def test_the_other_examples_learn(examples: Path, name: str, metric: str, epochs: int) -> None:
     job = str(ROOT / "configs" / f"{name}.yaml")

@@ -134,6 +134,7 @@ def dropout_job(rows: Path, runs: Path, workers: int) -> dict[str, Any]:
     return make_job(rows, runs, model__layers=layers, cluster__workers=workers, train__epochs=1)
 
 
+@pytest.mark.long
 def test_dropout_masks_differ_between_ranks_and_come_again(rows: Path, tmp_path: Path) -> None:
     from trainer.checkpoint import newest_checkpoint, read_checkpoint
 
@@ -195,6 +196,7 @@ def build():
 """
 
 
+@pytest.mark.long
 def test_a_model_of_several_inputs_gets_the_features_of_their_names(tmp_path: Path) -> None:
     from serving.predictor import load_predictor
 

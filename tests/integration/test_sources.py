@@ -75,7 +75,8 @@ def test_a_source_trains_as_the_same_rows_in_parquet(kind, expected, home, tmp_p
     assert_same(lockstep.train(job_of(str(tmp_path / "rows"), home / "runs")), expected)
 
 
-@pytest.mark.parametrize("kind", ["parquet", pytest.param("csv", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_a_store_trains_as_the_same_rows_on_disk(kind, expected, home, tmp_path):
     """By the command, in an environment of its own: workers get it from their driver."""
     WRITERS[kind](tmp_path / "rows")
@@ -188,6 +189,7 @@ def test_images_train_from_folders_and_are_varied_in_training_only(ray_session, 
     assert np.ptp([model(image, training=True)[0, 0] for _ in range(8)]) > 0
 
 
+@pytest.mark.long
 def test_the_features_of_a_job_may_be_in_the_names_of_folders(ray_session, home, tmp_path):
     for value in ("evening", "morning"):
         folder = tmp_path / f"part={value}"

@@ -39,6 +39,7 @@ def test_plain_normalization_differs_as_expected(rows: Path, tmp_path: Path) -> 
     assert "train.sync_batch_norm: true" in comparison["causes"][0]
 
 
+@pytest.mark.long
 def test_synchronised_normalization_is_equal(rows: Path, tmp_path: Path) -> None:
     """With Adam the bias in front of it moves by rounding, in plain Keras too."""
     job = make_job(rows, tmp_path, model__layers=NORMED, train__sync_batch_norm=True)
