@@ -97,6 +97,7 @@ def test_each_row_is_shown_to_one_worker_once_an_epoch(tmp_path: Path) -> None:
     np.testing.assert_allclose(run.history["loss"], history.history["loss"], rtol=4e-5)
 
 
+@pytest.mark.long
 def test_a_time_budget_ends_all_ranks_at_one_step_and_can_be_raised(
     rows: Path, tmp_path: Path
 ) -> None:

@@ -357,6 +357,7 @@ def test_a_gang_that_cannot_be_placed_says_what_there_is(rows: Path, tmp_path: P
         lockstep.train(job)
 
 
+@pytest.mark.long
 def test_sums_over_batches_and_weights_are_plain_keras(rows: Path, tmp_path: Path) -> None:
     job = make_job(
         rows,
