@@ -7,6 +7,7 @@ quality of the shuffle have rows of their own.
 
 import dataclasses
 import json
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -243,9 +244,16 @@ def main() -> int:
 
 
 def _run(program: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Run one peer in a fresh process; what it reported."""
+    """Run one peer in a fresh process; what it reported.
+
+    A peer that does not end (TensorFlow's generator was seen to hang) is given a second chance.
+    """
     command = ("benchmarks.data_peers", program, json.dumps(options))
-    return run_fresh([command], [_ENVIRONMENT], _TIMEOUT_S)
+    try:
+        return run_fresh([command], [_ENVIRONMENT], _TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        print(f"{program} did not end within {_TIMEOUT_S:g} s; once more", flush=True)
+        return run_fresh([command], [_ENVIRONMENT], _TIMEOUT_S)
 
 
 if __name__ == "__main__":
