@@ -14,7 +14,7 @@ from data_pipeline.encoding import Category, Encoding, Text, Timestamp, count_va
 from data_pipeline.features import InputColumn, InputLayout
 from data_pipeline.scan import Statistics
 from trainer.export import write_artifact
-from trainer.front import front_layers, has_front
+from trainer.front import columns_of, front_layers, has_front
 from trainer.preprocessing import RawRows, raw_spec
 
 WORDS = st.text(st.sampled_from("abAB ,.'-_[]\\\t\nüÜß!{}~^`1"), max_size=12)
@@ -176,3 +176,14 @@ def test_raw_columns_keep_their_types():
     layout = mixed_layout()
     dtypes = [raw_spec(feature).dtype.name for feature in layout.features]
     assert dtypes == ["float32", "string", "float32", "string", "string", "string", "int64"]
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_model_with_columns_taken_out_loads_in_plain_keras(tmp_path, suffix):
+    row = keras.layers.Input((5,), name="input")
+    parts = [columns_of(row, 0, 2), columns_of(row, 2, 5)]
+    model = keras.Model(row, keras.layers.Concatenate()(parts[::-1]))
+    path = tmp_path / f"model{suffix}"
+    model.save(path)
+    rows = np.arange(10, dtype=np.float32).reshape(2, 5)
+    np.testing.assert_array_equal(keras.saving.load_model(path)(rows), rows[:, [2, 3, 4, 0, 1]])
