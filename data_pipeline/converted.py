@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import ConvertError
+from data_pipeline.storage import sync
 
 RECORD_FILE = "_ingest.json"
 
@@ -213,12 +214,3 @@ def _row_bytes(batch: pa.RecordBatch) -> float:
     size_bytes: int = batch.nbytes
     rows: int = batch.num_rows
     return size_bytes / max(1, rows)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on storage."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -29,12 +29,11 @@ from data_pipeline.converted import (
     home,
     new_folder,
     publish,
-    sync,
 )
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.formats.kinds import FORMATS, PARQUET, find_of_one_kind
 from data_pipeline.formats.pieces import Piece, Request
-from data_pipeline.storage import FileState, absolute, stat
+from data_pipeline.storage import FileState, absolute, stat, sync
 
 SKIPPED_FILE = "skipped.ndjson"
 

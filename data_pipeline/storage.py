@@ -174,7 +174,7 @@ def new_file(path: str) -> Iterator[IO[bytes]]:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    sync(target.parent)
 
 
 def write_whole(path: str, data: bytes) -> None:
@@ -216,9 +216,9 @@ def remove(path: str) -> None:
         store.system.delete_file(store.inner(path))
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself survive a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have a local file, or the names in a local folder, survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -7,7 +7,6 @@ else that is in the way is left alone.
 """
 
 import json
-import os
 import shutil
 import time
 import uuid
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from configs.section import Paths
 from data_pipeline.errors import DataError
+from data_pipeline.storage import sync
 from data_pipeline.tables import FileRows, Tables, null_error, open_tables
 from serving.errors import OutputError, WriteError
 from serving.predictor import Predictor
@@ -182,7 +182,7 @@ class _PartWriter:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()
-            _sync(self._folder / self._parts[-1]["name"])
+            sync(self._folder / self._parts[-1]["name"])
 
 
 def _write_record(
@@ -202,8 +202,8 @@ def _write_record(
         "parts": parts,
     }
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
-    _sync(folder / RECORD_FILE)
-    _sync(folder)
+    sync(folder / RECORD_FILE)
+    sync(folder)
 
 
 def _check_column(column: str, tables: Tables) -> None:
@@ -270,16 +270,7 @@ def _whole_folder(output: Path) -> Iterator[Path]:
         finally:
             if earlier.exists() and not output.exists():
                 earlier.rename(output)
-        _sync(output.parent)
+        sync(output.parent)
         shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Have a file or folder outlive the machine."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

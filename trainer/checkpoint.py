@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.storage import sync
 from trainer.errors import CheckpointError
 
 _FORMAT = 1
@@ -43,7 +44,7 @@ def write_checkpoint(
             file.attrs["meta"] = json.dumps(meta)
         _seal(temporary)
         os.replace(temporary, path)
-        _sync(folder)
+        sync(folder)
     except (OSError, RuntimeError) as error:  # h5py raises RuntimeError where storage is full
         raise CheckpointError(f"cannot write {path}: {error}. Free the storage.") from error
     finally:
@@ -130,11 +131,3 @@ def _header(file: BufferedReader | BufferedRandom) -> bytes:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     text = f"lockstep checkpoint, format {_FORMAT}\nsha256 of what follows: {digest}\n"
     return text.encode().ljust(_HEADER_BYTES, b"\0")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,25 +11,9 @@ import pytest
 import tensorflow as tf
 
 import lockstep
-from configs.data import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.ingest import ingested
 from data_pipeline.source import describe_field
-
-
-def table_of(root: Path, entry: Path, **changes: Any) -> pa.Table:
-    """The converted rows of what `entry` names."""
-    data = DataConfig.model_validate(
-        {
-            "train": "unused",
-            "features": ["x"],
-            "label": "y",
-            "ingest_dir": str(root / "cache"),
-            **changes,
-        }
-    )
-    return pa.concat_tables([pq.read_table(path) for path in ingested("train", str(entry), data)])
-
+from tests.support.converted import table_of
 
 # TFRecord
 

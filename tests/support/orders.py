@@ -1,9 +1,23 @@
 """The order of an epoch, spelt out row by row: what `data_pipeline.plan` says in closed form."""
 
 import numpy as np
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from data_pipeline.plan import Plan
+
+plans = st.builds(
+    Plan,
+    st.lists(st.integers(0, 60), min_size=1, max_size=12)
+    .filter(any)
+    .map(lambda rows: np.asarray(rows, np.int64)),
+    global_batch_size=st.integers(1, 90),
+    virtual_shards=st.integers(1, 20),
+    window_rows=st.integers(1, 30),
+    shuffle=st.sampled_from(["none", "window", "full"]),
+    seed=st.integers(0, 2**31 - 1),
+)
+"""Small plans of any kind."""
 
 
 def row_order(plan: Plan, epoch: int) -> NDArray[np.int64]:

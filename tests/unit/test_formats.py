@@ -8,28 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from configs.data import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.formats import ndjson
-from data_pipeline.ingest import ingested
 from data_pipeline.source import describe_field
-
-
-def table_of(root: Path, entry: Path, **changes: Any) -> pa.Table:
-    """The converted rows of what `entry` names."""
-    data = DataConfig.model_validate(
-        {
-            "train": "unused",
-            "features": ["x"],
-            "label": "y",
-            "ingest_dir": str(root / "cache"),
-            **changes,
-        }
-    )
-    return pa.concat_tables([pq.read_table(path) for path in ingested("train", str(entry), data)])
+from tests.support.converted import table_of
 
 
 def types_of(table: pa.Table) -> dict[str, str]:

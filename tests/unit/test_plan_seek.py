@@ -9,19 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.plan import Plan, Share
-from tests.support.orders import row_order, rows_by_seeking
-
-plans = st.builds(
-    Plan,
-    st.lists(st.integers(0, 60), min_size=1, max_size=12)
-    .filter(any)
-    .map(lambda rows: np.asarray(rows, np.int64)),
-    global_batch_size=st.integers(1, 90),
-    virtual_shards=st.integers(1, 20),
-    window_rows=st.integers(1, 30),
-    shuffle=st.sampled_from(["none", "window", "full"]),
-    seed=st.integers(0, 2**31 - 1),
-)
+from tests.support.orders import plans, row_order, rows_by_seeking
 
 
 def rows_of_step(plan: Plan, order: Any, workers: int, step: int) -> list[int]:

@@ -16,7 +16,7 @@ from data_pipeline.features import InputColumn, InputLayout
 from data_pipeline.plan import Plan, Share
 from data_pipeline.rows import ChunkMemory, RowMemory, joined, permuted, rows_of
 from data_pipeline.windows import WindowReader, most_rows_held
-from tests.support.orders import row_order
+from tests.support.orders import plans, row_order
 
 NUMBER = (InputColumn("x", (1,), 0, False),)
 LAYOUT = InputLayout(NUMBER, "y", "int64", 1, None)
@@ -46,19 +46,6 @@ class Blocks:
         return sum(len(rows) for kept in self._alive if (rows := kept()) is not None)
 
 
-plans = st.builds(
-    Plan,
-    st.lists(st.integers(0, 40), min_size=1, max_size=12)
-    .filter(any)
-    .map(lambda rows: np.asarray(rows, np.int64)),
-    global_batch_size=st.integers(1, 90),
-    virtual_shards=st.integers(1, 12),
-    window_rows=st.integers(1, 30),
-    shuffle=st.sampled_from(["none", "window", "full"]),
-    seed=st.integers(0, 99),
-)
-
-
 def read_rows(windows: WindowReader, share: Share, epoch: int, first: int, last: int) -> list[int]:
     out = ChunkMemory(LAYOUT).empty(share.rows_before(last) - share.rows_before(first))
     windows.copy(epoch, first, last, out)
@@ -70,7 +57,7 @@ def read_rows(windows: WindowReader, share: Share, epoch: int, first: int, last:
 
 
 @settings(max_examples=80, deadline=None)
-@given(plans, st.integers(1, 3), st.lists(st.integers(0, 480), max_size=6), st.integers(0, 480))
+@given(plans, st.integers(1, 3), st.lists(st.integers(0, 720), max_size=6), st.integers(0, 720))
 def test_rows_are_those_of_the_plan_and_no_block_is_decoded_twice(plan, workers, cuts, begin):
     """For any cuts of two epochs, from any row of the first one on."""
     workers, begin = min(workers, plan.virtual_shards), begin % plan.rows
