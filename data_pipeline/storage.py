@@ -227,7 +227,8 @@ def sync(path: Path) -> None:
 
 def _expand(name: str, suffixes: Sequence[str], entry: str) -> list[str]:
     if is_remote(entry):
-        return _expand_remote(name, suffixes, entry.rstrip("/"))
+        bare = entry.rstrip("/")
+        return _expand_remote(name, suffixes, bare if is_remote(bare) else entry)
     entry = entry.removeprefix("file://")
     if not _GLOB_LETTERS.isdisjoint(entry):
         matches = sorted(path for path in glob.glob(entry, recursive=True) if Path(path).is_file())

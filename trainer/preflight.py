@@ -24,12 +24,17 @@ from trainer.payloads import PlannedData
 
 _ONE_HOT_LOSSES = {"categorical_crossentropy", "categoricalcrossentropy"}
 _CLASS_LOSSES = {"sparse_categorical_crossentropy", "sparsecategoricalcrossentropy"}
+_BINARY_LOSSES = {
+    *("bce", "binary_crossentropy", "binary_focal_crossentropy"),
+    *("binarycrossentropy", "binaryfocalcrossentropy"),
+}
 _ELEMENTWISE_LOSSES = {
-    *("mse", "mae", "mape", "msle", "huber", "log_cosh", "logcosh", "poisson", "bce"),
+    *_BINARY_LOSSES,
+    *("mse", "mae", "mape", "msle", "huber", "log_cosh", "logcosh", "poisson"),
     *("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error"),
-    *("mean_squared_logarithmic_error", "binary_crossentropy", "binary_focal_crossentropy"),
+    "mean_squared_logarithmic_error",
     *("meansquarederror", "meanabsoluteerror", "meanabsolutepercentageerror"),
-    *("meansquaredlogarithmicerror", "binarycrossentropy", "binaryfocalcrossentropy"),
+    "meansquaredlogarithmicerror",
 }
 
 
@@ -137,6 +142,11 @@ def check_output(job: Job, layout: InputLayout) -> None:
         raise ModelError(
             f"compile.loss={loss} needs a label of whole class numbers; {layout.label!r} holds "
             f"{layout.label_dtype}. Convert the label, or use a regression loss such as mse."
+        )
+    if layout.label_classes is not None and loss in _ELEMENTWISE_LOSSES - _BINARY_LOSSES:
+        raise ModelError(
+            f"compile.loss={loss} measures distances, the label {layout.label!r} is text, whose "
+            "class numbers have none. Use sparse_categorical_crossentropy, or a label of numbers."
         )
     units = _output_units(job)
     if units is None:

@@ -30,6 +30,8 @@ from data_pipeline.features import InputLayout, input_layout
 from data_pipeline.scan import learn, scan
 from data_pipeline.source import Source, open_source
 from tests.support.parquet import write_parquet
+from trainer.errors import ModelError
+from trainer.preflight import open_sources
 
 EPOCH = dt.datetime(1970, 1, 1)
 
@@ -220,6 +222,21 @@ def test_a_label_of_text_becomes_classes(tmp_path):
     with pytest.raises(DataError, match="label 'y' holds the class 'cow', which no training row"):
         scan(other, learned, "error")
     assert path in str(other.files[0].path)
+
+
+def test_a_loss_of_distances_refuses_a_label_of_text(tmp_path):
+    write_parquet(tmp_path / "1.parquet", {"a": [1.0, 2.0], "y": ["dog", "cat"]})
+    job = {
+        "name": "j",
+        "model": {"layers": [{"Dense": {"units": 1}}]},
+        "compile": {"loss": "mse"},
+        "data": {"train": str(tmp_path), "features": ["a"], "label": "y"},
+        "train": {"epochs": 1, "global_batch_size": 2},
+    }
+    with pytest.raises(ModelError, match="loss=mse measures distances, the label 'y' is text"):
+        open_sources(load_job(job))
+    _, layout = open_sources(load_job(job, ["compile.loss=binary_crossentropy"]))
+    assert layout.label_classes == ("cat", "dog")
 
 
 def test_kinds_follow_the_types_of_the_files(tmp_path):

@@ -327,3 +327,8 @@ def test_csv_on_a_store_is_read_for_prediction(memory):
     path = memory.put("s3://bucket/x.csv", b"a\n1\n2\n")
     (rows,) = open_tables("input", path, {"a": ()})
     assert rows.table["a"].to_pylist() == [1, 2]
+
+
+def test_a_store_without_a_bucket_is_told(memory):
+    with pytest.raises(DataError, match="'s3://' names no single bucket"):
+        storage.find("data.train", "s3://", [".parquet"])
