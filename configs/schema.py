@@ -151,23 +151,69 @@ class ClusterConfig(Section):
     start_timeout_s: float = Field(
         120.0, description="Longest wait for machines, and for a gang to form, in seconds.", gt=0
     )
+    min_workers: PositiveInt | None = Field(
+        None,
+        description="Fewest workers to go on with when hosts are lost and nothing replaces them; "
+        "the run grows again when capacity returns. null: as many as workers, never fewer.",
+    )
+    standbys: int = Field(
+        0,
+        description="Spare hosts that are kept warm, on other nodes where there are any, to take "
+        "the place of a lost one. Each reserves the resources of a worker.",
+        ge=0,
+    )
+    replace_timeout_s: float = Field(
+        30.0,
+        description="Longest wait, in seconds, for a lost host to be replaced; then the run goes "
+        "on with fewer workers where min_workers allows it.",
+        gt=0,
+    )
     stall_after_s: float = Field(
         300.0,
-        description="A gang that reports nothing for so many seconds counts as failed.",
+        description="A gang in which nothing goes on for so many seconds counts as stalled: the "
+        "worker that is behind is named, and all are replaced.",
         gt=0,
     )
     max_failures: int = Field(
-        3, description="Failures in one run that are answered by a new gang.", ge=0
+        5,
+        description="Failures within failure_window_s that are answered by forming the gang anew; "
+        "one more ends the run with status 3. It can be resumed.",
+        ge=0,
+    )
+    failure_window_s: float = Field(
+        600.0, description="Seconds over which max_failures counts.", gt=0
     )
 
 
 class CheckpointConfig(Section):
     """When training state is written, and how much of it is kept."""
 
+    uri: str | None = Field(
+        None,
+        description="Where checkpoints are written: a folder or a URI such as s3://bucket/prefix; "
+        "<job name>/<run id>/ is added. null: checkpoints/ in the run folder.",
+        min_length=1,
+    )
     every_steps: int = Field(
         0, description="Steps between checkpoints inside an epoch. 0: at epoch ends only.", ge=0
     )
+    snapshot_every_s: float = Field(
+        5.0,
+        description="Seconds between copies of the training state in the coordinator's memory, "
+        "from which a run goes on when a worker dies. 0: checkpoints only.",
+        ge=0,
+        allow_inf_nan=False,
+    )
     keep: PositiveInt = Field(3, description="Newest checkpoints that are kept.")
+    best_by: str | None = Field(
+        None,
+        description="Metric, such as val_mae, whose best checkpoint at an epoch's end is kept as "
+        "well. null: the newest only.",
+        min_length=1,
+    )
+    best_mode: Literal["auto", "min", "max"] = Field(
+        "auto", description="Whether less or more of best_by is better. auto: by the name."
+    )
 
 
 class ExportConfig(Section):
@@ -216,7 +262,22 @@ class Job(Section):
                 f"train.global_batch_size to {workers} or more, or use fewer workers."
             )
         self._check_effects(workers)
+        self._check_survival()
         return self
+
+    def _check_survival(self) -> None:
+        """Refuse bounds that contradict each other, and settings that would do nothing."""
+        cluster, checkpoint = self.cluster, self.checkpoint
+        if cluster.min_workers is not None and cluster.min_workers > cluster.workers:
+            raise ValueError(
+                f"cluster.min_workers={cluster.min_workers} is more than cluster.workers="
+                f"{cluster.workers}, the most there will be. Set it to {cluster.workers} or fewer."
+            )
+        if checkpoint.best_mode != "auto" and checkpoint.best_by is None:
+            raise ValueError(
+                f"checkpoint.best_mode={checkpoint.best_mode} has no effect without "
+                "checkpoint.best_by. Remove it, or name a metric."
+            )
 
     def _check_effects(self, workers: int) -> None:
         """Refuse settings that would do nothing, and weights of both kinds at once."""
