@@ -1,6 +1,6 @@
 """Distributed evaluation: every row counted once, by whichever worker holds it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import keras
@@ -52,6 +52,9 @@ class Evaluator:
         has_weights: Whether rows have weights.
         global_batch_size: Rows of a training step; evaluation uses no smaller parts, and the same
             batches where results depend on them.
+
+    Attributes:
+        mark: Called before each chunk of rows; to be replaced by whoever wants to know.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Evaluator:
         has_weights: bool,
         global_batch_size: int,
     ) -> None:
+        self.mark: Callable[[], None] = lambda: None
         self._model = model
         self._group = group
         self._layout = layout
@@ -96,6 +100,7 @@ class Evaluator:
             self._run_in_step(arrived, chunks.chunks, constant, hooks)
         else:
             for arrays in arrived:
+                self.mark()
                 self._step.run(ChunkRows(*arrays), constant)
         results = metric_results(self._model, self._group)
         if hooks is not None:
@@ -109,6 +114,7 @@ class Evaluator:
         calls = int(self._group.gather(np.array([chunks], np.int64)).max())
         at = 0
         for _ in range(calls):
+            self.mark()
             hooks.on_test_batch_begin(at)
             arrays = next(arrived, None)
             steps = 0
