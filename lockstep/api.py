@@ -12,14 +12,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.coordinator import RunHandle, RunSpec
+from cluster.errors import CoordinatorLost
 from cluster.gang import GangSpec
-from cluster.runtime import Need, session
+from cluster.runtime import Need, is_alive, session
 from configs.errors import UserError
 from configs.load import load_job
 from configs.schema import Job
@@ -33,6 +34,7 @@ _PRELOAD = ("trainer.worker", "trainer.export")
 _PRELOAD_VERIFY = ("trainer.verify",)
 _POLL_S = 0.25
 _STOP_TIMEOUT_S = 90.0
+_COORDINATORS = 4
 
 
 class Interrupted(UserError):
@@ -98,12 +100,14 @@ class TrainOptions:
         is_resume: Go on from the newest checkpoint.
         address: A Ray cluster to join; None for an embedded Ray.
         is_verbose: Show what TensorFlow and Ray log.
+        chaos: A plan of faults to go through (docs/failures.md); nothing by default.
     """
 
     run_id: str | None = None
     is_resume: bool = False
     address: str | None = None
     is_verbose: bool = False
+    chaos: str = ""
 
 
 class Run:
@@ -199,7 +203,7 @@ def train(
             listener.planned(plan)
             for warning in (*facts.warnings, *_data_warnings(data), *warnings):
                 listener.warned(warning)
-            _follow(RunHandle(_run_spec(plan)), listener)
+            _follow(_run_spec(plan, options.chaos), listener)
     finally:
         probe.kill()
     return Run(folder.path)
@@ -251,13 +255,8 @@ def verify(
             settings = VerifySettings(
                 with_absolute_paths(loaded), data.with_absolute_paths(), tuple(workers), steps
             )
-            spec = RunSpec(
-                _gang_spec(loaded, f"verify-{secrets.token_hex(4)}", folder, _PRELOAD_VERIFY),
-                cluster.stall_after_s,
-                cluster.max_failures,
-                "trainer.certificate:Verification",
-                settings,
-            )
+            gang = _gang_spec(loaded, f"verify-{secrets.token_hex(4)}", folder, _PRELOAD_VERIFY)
+            spec = _spec(loaded, gang, "trainer.certificate:Verification", settings)
             certificate = _drain(RunHandle(spec), listener)
         shutil.rmtree(folder, ignore_errors=True)
     finally:
@@ -288,11 +287,25 @@ def _gang_spec(job: Job, name: str, log_dir: str, preload: tuple[str, ...]) -> G
         environment=_worker_environment(cluster.gpus_per_worker),
         log_dir=log_dir,
         start_timeout_s=cluster.start_timeout_s,
+        min_workers=cluster.min_workers or cluster.workers,
+        standbys=cluster.standbys,
+        replace_timeout_s=cluster.replace_timeout_s,
     )
 
 
-def _run_spec(plan: RunPlan) -> RunSpec:
-    cluster = plan.job.cluster
+def _spec(job: Job, gang: GangSpec, delegate: str, settings: Any) -> RunSpec:
+    cluster = job.cluster
+    return RunSpec(
+        gang,
+        cluster.stall_after_s,
+        cluster.max_failures,
+        cluster.failure_window_s,
+        delegate,
+        settings,
+    )
+
+
+def _run_spec(plan: RunPlan, chaos: str) -> RunSpec:
     folder = plan.folder.path
     gang = _gang_spec(plan.job, plan.folder.run_id, str(folder / "logs"), _PRELOAD)
     settings = TrainingSettings(
@@ -300,15 +313,11 @@ def _run_spec(plan: RunPlan) -> RunSpec:
         plan.folder.run_id,
         str(folder),
         plan.data.with_absolute_paths(),
+        plan.folder.checkpoints,
         plan.folder.is_resumed,
     )
-    return RunSpec(
-        gang,
-        cluster.stall_after_s,
-        cluster.max_failures,
-        "trainer.supervisor:TrainingSupervisor",
-        settings,
-    )
+    spec = _spec(plan.job, gang, "trainer.supervisor:TrainingSupervisor", settings)
+    return replace(spec, chaos=chaos, chaos_seed=plan.job.train.seed)
 
 
 def with_absolute_paths(job: Job) -> Job:
@@ -381,9 +390,21 @@ def _drain(handle: RunHandle, listener: Listener) -> dict[str, Any]:
     return result
 
 
-def _follow(handle: RunHandle, listener: Listener) -> None:
-    """Follow a training run to its end."""
-    summary = _drain(handle, listener)
+def _follow(spec: RunSpec, listener: Listener) -> None:
+    """Follow a training run to its end; a coordinator that is lost gets a successor.
+
+    The successor goes on from the newest checkpoint on storage. The plan of chaos is not repeated:
+    what has happened of it, nobody knows any more.
+    """
+    for left in reversed(range(_COORDINATORS)):
+        try:
+            summary = _drain(RunHandle(spec), listener)
+            break
+        except CoordinatorLost as error:
+            if not left or not is_alive():
+                raise
+            listener.warned(f"{error} Another one goes on.")
+            spec = replace(spec, settings=replace(spec.settings, is_resumed=True), chaos="")
     if summary["status"] == "interrupted":
         raise Interrupted(
             f"stopped after step {summary['steps']}; the checkpoint is in {summary['run_folder']}. "
