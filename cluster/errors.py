@@ -4,7 +4,8 @@ UserError
 `-- CapacityError        the cluster can never place what the job asks for
 EnvironmentFailure
 |-- StartTimeout         machines or processes did not come up in time
-|-- TemplateLost         a host cannot fork any more; the host has to be replaced
+|-- TemplateLost         a host cannot fork any more; it has to be replaced or started again
+|-- StaleGeneration      a launch came too late: a newer generation has been seen
 |-- CoordinatorLost      the coordinator is gone; the run can be resumed
 |-- GangFailure          a worker died, stalled or failed; a new gang may succeed
 `-- RetriesExhausted     as often as cluster.max_failures allows; not retried     exit 3
@@ -37,6 +38,12 @@ class GangFailure(EnvironmentFailure):
 
 class TemplateLost(EnvironmentFailure):
     """A host's template process has ended: the host cannot fork any more."""
+
+
+class StaleGeneration(EnvironmentFailure):
+    """A generation that was given up was to be launched; the newer one goes on."""
+
+    is_retryable = False
 
 
 class CoordinatorLost(EnvironmentFailure):

@@ -38,6 +38,8 @@ class Launch:
         entry: `module:function`, called with (Channel, Launch).
         payload: Plain values for the entry.
         log_file: Receives standard output and error, appended.
+        faults: What this rank is to suffer, in a rehearsal of failures.
+        stacks_file: Receives the stacks of all threads on SIGUSR1, appended.
     """
 
     generation: int
@@ -46,6 +48,8 @@ class Launch:
     entry: str
     payload: Any
     log_file: str
+    faults: tuple[Any, ...] = ()
+    stacks_file: str = ""
 
 
 def resolve(name: str) -> Any:
