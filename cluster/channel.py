@@ -15,7 +15,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from cluster.bulk import Assembly, split
-from cluster.faults import Fault, FaultTrigger, strike
+from cluster.faults import COORDINATOR, PHASES, Fault, FaultTrigger, strike
+
+CHAOS = "chaos"
+"""A command: (rank, fault) that the rank is to do to itself, now or as soon as it trains."""
 
 _PULSE_S = 1.0
 
@@ -78,13 +81,19 @@ class Channel:
             self.send("part", part)
 
     def mark(self, phase: str, step: int = -1) -> None:
-        """Say where this process is: before everything that all ranks do together."""
+        """Say where this process is: before everything that all ranks do together.
+
+        Args:
+            phase: What begins; chaos plans name those of `cluster.faults.PHASES`.
+            step: In the phase "step" the last step about to be taken, else the steps completed.
+        """
         self._actions += 1
         self._place = phase if step < 0 else f"{phase} {step}"
-        fault = self._trigger.reached(phase, step)
+        fault = self._trigger.reached(phase, step) if phase in PHASES else None
         if fault is not None:
-            self.send("fault", fault.number)
-            strike(fault.kind)
+            self.send("fault", fault)
+            if fault.kind != COORDINATOR:  # that one is told by the message
+                strike(fault.kind)
 
     def leave(self) -> None:
         """Tell the coordinator that this process is to go; safe in a signal handler."""
@@ -126,9 +135,20 @@ class Channel:
                 if whole is None:
                     continue
                 command = whole
+            if command[0] == CHAOS:
+                self._suffer(*command[1])
+                continue
             with self._arrived:
                 self._commands.append(command)
                 self._arrived.notify_all()
+
+    def _suffer(self, rank: int, fault: Fault) -> None:
+        if rank != self.rank:
+            return
+        if fault.kind == "raise":  # in the thread that trains, at its next mark
+            self._trigger.order(fault)
+        else:
+            strike(fault.kind)
 
     def _tell(self) -> None:
         """Tell how far this process is, and once if it is to leave."""

@@ -12,8 +12,6 @@ process. States and what each permits:
     FAILED    an error is there                          final
 """
 
-import os
-import signal
 import threading
 import time
 from collections import deque
@@ -22,9 +20,10 @@ from typing import Any, Protocol
 
 import ray
 
-from cluster.channel import Message
+from cluster.bulk import split
+from cluster.channel import CHAOS, Message
 from cluster.errors import CoordinatorLost, GangFailure, RetriesExhausted
-from cluster.faults import FaultPlan
+from cluster.faults import COORDINATOR, COORDINATOR_RANK, Fault, FaultPlan, strike
 from cluster.formation import Formation
 from cluster.gang import Gang, GangSpec, release
 from cluster.retry import Failed, RetryPolicy
@@ -143,6 +142,7 @@ class Coordinator:
         self._chaos = FaultPlan.parse(spec.chaos, spec.chaos_seed)
         self._ready_since: float | None = None
         self._looked_at = 0.0
+        self._began_at = 0
 
     def run(self) -> Any:
         """Take the run to its end and return the delegate's result.
@@ -188,7 +188,9 @@ class Coordinator:
             try:
                 formation = self._form(gang, stage, delegate)
                 for message in formation.follow():
-                    if message is not None:
+                    if message is not None and message.kind == "fault":
+                        self._note_fault(message, delegate)
+                    elif message is not None:
                         delegate.on_message(message)
                     self._look_around(gang, stage, delegate, formation)
                 if not formation.is_paused or self._stop_reason is not None:
@@ -204,12 +206,13 @@ class Coordinator:
             self._record(delegate, "hosts", replaced=restored.replaced, lost=restored.lost)
         workers = min(stage.workers, restored.workers) if stage.is_elastic else stage.workers
         self._record(delegate, "forming", stage=stage.name, workers=workers)
+        self._began_at = delegate.position()
         payload = delegate.payload(stage, self._generation, workers)
         faults = tuple(self._chaos.for_rank(rank, workers) for rank in range(workers))
         pids = gang.form(self._generation, workers, stage.entry, payload, faults)
         attachment = delegate.attachment(stage)
         if attachment is not None:
-            gang.send_large(*attachment)
+            gang.send_large(split(*attachment))
         self._record(delegate, "formed", stage=stage.name, pids=pids)
         return Formation(gang, self._generation, workers, self._spec.stall_after_s)
 
@@ -235,14 +238,25 @@ class Coordinator:
         if reason and formation.ask("pause", reason):
             self._record(delegate, "pausing", reason=reason)
 
+    def _note_fault(self, message: Message, delegate: Delegate) -> None:
+        """A rank does to itself what the plan had for it; the coordinator's own comes this way."""
+        fault: Fault = message.body
+        self._chaos.fired(fault.number)
+        self._record(delegate, "chaos", fault=str(fault), rank=message.rank)
+        if fault.kind == COORDINATOR:
+            strike("kill")
+
     def _strike(self, gang: Gang, delegate: Delegate, formation: Formation, now_s: float) -> None:
         """Do what the chaos plan has for this moment."""
         for fault, rank in self._chaos.due(now_s, gang.size):
-            self._record(delegate, "chaos", fault=fault.kind, rank=rank)
+            self._record(delegate, "chaos", fault=str(fault), rank=rank)
             formation.struck.append(fault.number)
-            if fault.kind == "coordinator":
-                os.kill(os.getpid(), signal.SIGKILL)
-            gang.strike(rank, fault.kind)
+            if rank == COORDINATOR_RANK:
+                strike("kill")
+            elif fault.kind in Gang.STRIKES:
+                gang.strike(rank, fault.kind)
+            else:
+                gang.send(CHAOS, (rank, fault))
 
     def _answer(
         self, failure: GangFailure, gang: Gang, delegate: Delegate, formation: Formation | None
@@ -256,8 +270,6 @@ class Coordinator:
         silent_s = time.monotonic() - formation.last_said if formation else 0.0
         gang.kill()
         struck = formation.struck if formation else []
-        for number in struck:
-            self._chaos.fired(number)
         if formation and formation.stacks:
             delegate.on_stacks(self._generation, formation.stacks)
         self._record(
@@ -272,10 +284,11 @@ class Coordinator:
             Failed(
                 failure.kind,
                 failure.rank,
-                str(failure),
+                failure.cause,
                 failure.traceback,
                 delegate.position(),
                 bool(struck),
+                self._began_at,
             ),
             time.monotonic(),
         )

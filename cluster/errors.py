@@ -4,7 +4,8 @@ UserError
 `-- CapacityError        the cluster can never place what the job asks for
 EnvironmentFailure
 |-- StartTimeout         machines or processes did not come up in time
-|-- TemplateLost         a host cannot fork any more; the host has to be replaced
+|-- TemplateLost         a host cannot fork any more; it has to be replaced or started again
+|-- StaleGeneration      a launch came too late: a newer generation has been seen
 |-- CoordinatorLost      the coordinator is gone; the run can be resumed
 |-- GangFailure          a worker died, stalled or failed; a new gang may succeed
 `-- RetriesExhausted     as often as cluster.max_failures allows; not retried     exit 3
@@ -28,19 +29,32 @@ class GangFailure(EnvironmentFailure):
         kind: What happened: exited, exception, host_lost, stalled or not_formed.
         rank: The rank it happened to, or -1.
         traceback: Of an exception.
+        cause: What is the same when the same happens again; the message by default.
     """
 
     def __init__(
-        self, message: str, kind: str = "exited", rank: int = -1, traceback: str = ""
+        self,
+        message: str,
+        kind: str = "exited",
+        rank: int = -1,
+        traceback: str = "",
+        cause: str = "",
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.rank = rank
         self.traceback = traceback
+        self.cause = cause or message
 
 
 class TemplateLost(EnvironmentFailure):
     """A host's template process has ended: the host cannot fork any more."""
+
+
+class StaleGeneration(EnvironmentFailure):
+    """A generation that was given up was to be launched; the newer one goes on."""
+
+    is_retryable = False
 
 
 class CoordinatorLost(EnvironmentFailure):

@@ -100,8 +100,9 @@ class Formation:
             whole = self._assemblies[rank].add(message.body)
             return None if whole is None else Message(self._generation, rank, *whole)
         if kind == "fault":
-            self.struck.append(message.body)
-        elif kind == "leaving":
+            self.struck.append(message.body.number)
+            return message
+        if kind == "leaving":
             self._leaving.add(rank)
         elif kind == "exception":
             _raise_worker_error(message)
@@ -116,6 +117,7 @@ class Formation:
         elif kind in ("finished", "paused"):
             self.is_paused = self.is_paused or kind == "paused"
             self._finished.add(rank)
+            self._watch.finished(rank)
             if len(self._finished) == self._workers:
                 self._gang.send("leave")
             return message
@@ -129,7 +131,7 @@ class Formation:
         stall = self._watch.check(now)
         if stall is not None:
             self.stacks = self._gang.stacks(_STACKS_S)
-            raise GangFailure(stall.message, stall.kind, stall.rank)
+            raise GangFailure(stall.sentence, stall.kind, stall.rank)
         if self._asked and not self._finished and now - self._asked_at > _ANSWER_S:
             raise GangFailure(
                 f"the workers were asked to {self._asked} and did not within {_ANSWER_S:g} s.",
@@ -146,6 +148,7 @@ def _raise_worker_error(message: Message) -> None:
         "exception",
         message.rank,
         body["full_traceback"],
+        body["error"],
     )
 
 

@@ -1,70 +1,74 @@
-"""The gang: all hosts of a run, placed together, and the formations they go through.
+"""The gang: the workers of a run, and the formations that they go through.
 
-Owns placement (all workers or none), the start of templates, the meeting of one generation, and
-its end. Whom to form and when is the coordinator's decision.
+Owns the meeting of one generation, what is said in it, and its end. Whom there is to form is the
+roster's knowledge; whom and when, the coordinator's decision.
 """
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import (
-    PlacementGroup,
-    get_placement_group,
-    placement_group,
-    remove_placement_group,
-)
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import get_placement_group, remove_placement_group
 
 from cluster.channel import Message
 from cluster.errors import GangFailure, StartTimeout
-from cluster.host import Host
+from cluster.host import Heard
+from cluster.lease import Lessor
+from cluster.placement import GangSpec, Seat
+from cluster.roster import Roster, is_unexplained
 from cluster.template import Launch
 
+__all__ = ["Gang", "GangSpec", "Restored", "release"]
+
 _POLL_S = 2.0
-_KILL_TIMEOUT_S = 15.0
+_ANSWER_S = 15.0
+_PARTS_AHEAD = 8
 
 
 @dataclass(frozen=True)
-class GangSpec:
-    """What to place.
+class Restored:
+    """What the gang is after lost hosts were replaced.
 
     Attributes:
-        name: Unique; the reservation can be given back under it when the coordinator is gone.
-        workers: Number of hosts.
-        cpus: Cores of each.
-        gpus: GPUs of each.
-        preload: Modules that templates import.
-        environment: Added to the templates' environment.
-        log_dir: Receives `template-RANK.log` and `rank-RANK.log`.
-        start_timeout_s: Bound of placement and of the templates' start, each.
+        workers: Ranks of the next formation.
+        replaced: Hosts that are new in their rank: `rank` and `node`, with `was` the node of the
+            host before, or "" where there was none.
+        lost: Hosts that are gone and not replaced: `rank` that they had, and `node`.
     """
 
-    name: str
     workers: int
-    cpus: int
-    gpus: int
-    preload: tuple[str, ...]
-    environment: dict[str, str]
-    log_dir: str
-    start_timeout_s: float
+    replaced: list[dict[str, Any]]
+    lost: list[dict[str, Any]]
 
 
 class Gang:
-    """Hosts in their ranks. Used by one thread."""
+    """Workers in their ranks. Used by one thread."""
+
+    STRIKES = ("kill", "stop", "term", "host", "template")
 
     def __init__(self, spec: GangSpec) -> None:
         self.spec = spec
-        self.hosts: list[Any] = []
-        self._group: PlacementGroup | None = None
-        self._formed: tuple[int, int] = (0, 0)
-        self._polls: dict[Any, int] = {}
+        self._roster = Roster(spec)
+        self._size = spec.workers
+        self._generation = 0
+        self._formed: list[Seat] = []
+        self._addresses: dict[Seat, str] = {}
+        self._polls: dict[Any, tuple[Seat, float]] = {}
+        self._sent = 0
+        self._lessor = Lessor(spec.lease_s)
+
+    @property
+    def size(self) -> int:
+        """Ranks of the next formation, after `restore`."""
+        return len(self._roster.hosts)
 
     def place(self) -> list[dict[str, Any]]:
         """Reserve the resources of all workers, start their hosts and templates.
+
+        Standbys are asked for afterwards; nothing waits for them.
 
         Returns:
             What each host's `start` told, by rank.
@@ -72,118 +76,217 @@ class Gang:
         Raises:
             StartTimeout: Resources or templates did not come within `start_timeout_s`.
         """
-        spec = self.spec
-        bundle = {"CPU": float(spec.cpus)} | ({"GPU": float(spec.gpus)} if spec.gpus else {})
-        self._group = placement_group([bundle] * spec.workers, strategy="PACK", name=spec.name)
-        if not self._group.wait(spec.start_timeout_s):
-            raise StartTimeout(
-                f"no room for {spec.workers} workers of {spec.cpus} CPU(s) and {spec.gpus} GPU(s) "
-                f"within {spec.start_timeout_s:g} s: others hold the resources. Wait for them, or "
-                "raise cluster.start_timeout_s."
-            )
-        self.hosts = [self._create_host(rank) for rank in range(spec.workers)]
-        starts = [self._start_host(rank) for rank in range(spec.workers)]
-        try:
-            told: list[dict[str, Any]] = ray.get(starts, timeout=spec.start_timeout_s)
-        except ray.exceptions.GetTimeoutError:
-            raise StartTimeout(
-                f"{spec.workers} templates did not start within {spec.start_timeout_s:g} s. See "
-                f"{spec.log_dir}, or raise cluster.start_timeout_s."
-            ) from None
-        return told
+        return self._roster.place()
 
-    def form(self, generation: int, workers: int, entry: str, payload: Any) -> list[int]:
+    def restore(self) -> Restored:
+        """End what is left of the last generation, and put hosts in the place of lost ones.
+
+        A warm standby takes a lost host's rank at once; else a new host is awaited for
+        `replace_timeout_s`, and then the others go on without it. Hosts that came up since the
+        gang shrank are taken in. Hosts on draining nodes are let go.
+
+        Raises:
+            StartTimeout: Fewer than `min_workers` hosts are left.
+        """
+        roster, spec = self._roster, self.spec
+        before = list(roster.hosts)
+        deadline = time.monotonic() + spec.replace_timeout_s
+        self._lessor.lease([])
+        self._addresses = {}
+        roster.tend()
+        while True:
+            self._prepare()
+            roster.tend()
+            roster.fill()
+            standing = [seat for seat in roster.hosts if seat.is_standing]
+            if any(seat not in self._addresses for seat in standing):
+                continue
+            if len(standing) >= self._size or time.monotonic() >= deadline:
+                break
+            roster.wait(min(0.25, max(0.0, deadline - time.monotonic())))
+        for seat in before:
+            if seat.is_leaving and not seat.is_lost:
+                roster.retire(seat)
+        if len(standing) < (spec.min_workers or spec.workers):
+            raise StartTimeout(self._too_few(len(standing)))
+        restored = _compare(before, roster.hosts)
+        roster.close_ranks()
+        self._size = len(roster.hosts)
+        return restored
+
+    def form(
+        self, generation: int, workers: int, entry: str, payload: Any, faults: Sequence[Any] = ()
+    ) -> list[int]:
         """Fork one training process on each of the first `workers` hosts.
+
+        Restores the gang first where that was not done since the last formation.
+
+        Args:
+            generation: Larger than all before.
+            workers: At most `size`.
+            entry: `module:function`, called in each training process with (Channel, Launch).
+            payload: Plain values for all of them.
+            faults: For each rank what it is to suffer; empty for nothing.
 
         Returns:
             Their process ids by rank.
 
         Raises:
-            GangFailure: A host was lost meanwhile.
+            GangFailure: A host was lost meanwhile, or there are fewer than `workers`.
+            StartTimeout: As `restore`.
         """
-        self._replace_lost()
-        self._formed = (generation, workers)
-        hosts = self.hosts[:workers]
-        addresses = _reachable(self._ask([host.reserve.remote() for host in hosts]))
+        if not self._addresses:
+            self.restore()
+        seats, addresses = self._roster.hosts[:workers], self._addresses
+        if len(seats) < workers:
+            raise GangFailure(f"{workers} workers are to form, {len(seats)} are left", "not_formed")
+        self._generation, self._formed, self._sent, self._addresses = generation, seats, 0, {}
+        meeting = _reachable([addresses[seat] for seat in seats])
         launches = [
             Launch(
-                generation, rank, addresses, entry, payload, f"{self.spec.log_dir}/rank-{rank}.log"
+                generation,
+                rank,
+                meeting,
+                entry,
+                payload,
+                f"{self.spec.log_dir}/rank-{rank}.log",
+                tuple(faults[rank]) if faults else (),
             )
             for rank in range(workers)
         ]
         pids: list[int] = self._ask(
-            [host.launch.remote(launch) for host, launch in zip(hosts, launches, strict=True)]
+            [seat.actor.launch.remote(launch) for seat, launch in zip(seats, launches, strict=True)]
         )
+        self._lessor.lease([seat.actor for seat in seats])
         return pids
 
-    def messages(self, stall_after_s: float) -> Iterator[Message | None]:
+    def messages(self) -> Iterator[Message | None]:
         """Messages of the present generation as they come; None about every two seconds of silence.
 
         Raises:
-            GangFailure: A host was lost, or nobody said anything for `stall_after_s`.
+            GangFailure: A host was lost.
         """
-        generation, workers = self._formed
         # A poll outlives its generation: given up, it would take the next one's messages with it.
-        for rank in set(range(workers)) - set(self._polls.values()):
-            self._polls[self.hosts[rank].poll.remote(_POLL_S)] = rank
-        last_said = time.monotonic()
+        polled = {seat for seat, _ in self._polls.values()}
+        for seat in self._formed:
+            if seat not in polled:
+                self._poll(seat)
         while True:
             ready, _ = ray.wait(list(self._polls), num_returns=1, timeout=_POLL_S)
-            said = [message for ref in ready for message in self._collect(ref)]
+            said = [message for reference in ready for message in self._collect(reference)]
             for message in said:
-                if message.generation == generation:
-                    last_said = time.monotonic()
+                if message.generation == self._generation:
                     yield message
             if not said:
                 yield None
-            if time.monotonic() - last_said > stall_after_s:
-                raise GangFailure(
-                    f"no worker of generation {generation} said anything for {stall_after_s:g} s "
-                    "(cluster.stall_after_s).",
-                    "stalled",
-                )
+            self._check_answers()
 
     def send(self, command: str, body: Any = None) -> None:
         """Send a command to every training process of the present generation."""
-        generation, workers = self._formed
-        for host in self.hosts[:workers]:
-            host.send.remote(generation, command, body)
+        number, self._sent = self._sent, self._sent + 1
+        for seat in self._formed:
+            seat.actor.send.remote(self._generation, number, command, body)
+
+    def send_large(self, parts: Iterable[Any]) -> None:
+        """Send what `cluster.bulk.split` gave, a command "part" each; hosts of a node share them.
+
+        Blocks while the hosts are more than a few parts behind.
+
+        Raises:
+            GangFailure: A host was lost meanwhile, or took nothing for `start_timeout_s`.
+        """
+        ahead: list[list[Any]] = []
+        for part in parts:
+            number, self._sent = self._sent, self._sent + 1
+            shared = ray.put(part)
+            ahead.append(
+                [
+                    seat.actor.send.remote(self._generation, number, "part", shared)
+                    for seat in self._formed
+                ]
+            )
+            if len(ahead) > _PARTS_AHEAD:
+                self._ask(ahead.pop(0))
+        for references in ahead:
+            self._ask(references)
+
+    def can_grow(self) -> bool:
+        """Whether a host waits that the gang lacks. Cheap; keeps looking for room meanwhile."""
+        self._roster.tend()
+        return len(self._roster.hosts) < self.spec.workers and bool(self._roster.spares)
+
+    def leaving(self) -> set[int]:
+        """Ranks whose node is draining or whose host got SIGTERM; new hosts start meanwhile."""
+        self._roster.tend()
+        return {rank for rank, seat in enumerate(self._roster.hosts) if seat.is_leaving}
+
+    def strike(self, rank: int, kind: str) -> bool:
+        """Hurt a worker, in a rehearsal; returns whether there was something to hurt.
+
+        Kinds: kill, stop, term (signals to the training process), host, template (killed).
+        """
+        struck = self._formed[rank].actor.strike.remote(self._generation, kind)
+        try:
+            return bool(ray.get(struck, timeout=_ANSWER_S))
+        except ray.exceptions.RayActorError:
+            return kind == "host"
+        except ray.exceptions.GetTimeoutError:
+            return False
+
+    def stacks(self, timeout_s: float) -> dict[int, str]:
+        """Every worker's Python stacks by rank, or why there are none. Wakes stopped processes."""
+        asked = [seat.actor.stacks.remote(timeout_s) for seat in self._formed]
+        if asked:
+            ray.wait(asked, num_returns=len(asked), timeout=timeout_s + 1)
+        return {rank: _text_of(reference) for rank, reference in enumerate(asked)}
 
     def kill(self) -> None:
         """End all training processes at once; hosts and templates stay."""
-        ray.wait(
-            [host.kill.remote() for host in self.hosts],
-            num_returns=len(self.hosts),
-            timeout=_KILL_TIMEOUT_S,
-        )
+        self._lessor.lease([])
+        asked = {seat.actor.kill.remote(): seat for seat in self._roster.hosts if not seat.is_lost}
+        if not asked:
+            return
+        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        for reference in silent:
+            self._roster.lose(asked[reference], is_unexplained=True)
 
     def close(self) -> None:
         """End everything and give the resources back. Idempotent; never raises for a dead host."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.wait(
-                [host.close.remote() for host in self.hosts],
-                num_returns=len(self.hosts),
-                timeout=_KILL_TIMEOUT_S,
-            )
-        for host in self.hosts:
-            ray.kill(host)
-        self.hosts = []
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._group = None
+        self._lessor.end()
+        self._roster.close()
 
-    def _create_host(self, rank: int) -> Any:
+    def _prepare(self) -> None:
+        """Make all hosts that stand ready for a launch; those that cannot do not stand any more."""
+        asked = {
+            seat.actor.prepare.remote(self._generation + 1): seat
+            for seat in self._roster.hosts
+            if seat.is_standing and seat not in self._addresses
+        }
+        if not asked:
+            return
+        ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        for reference, seat in asked.items():
+            try:
+                can_fork, address = ray.get(reference, timeout=0)
+            except ray.exceptions.GetTimeoutError:
+                self._lose(seat, is_unexplained=True)
+            except ray.exceptions.RayError as error:
+                self._lose(seat, is_unexplained(error))
+            else:
+                if can_fork:
+                    self._addresses[seat] = address
+                else:
+                    self._roster.restart(seat)
+
+    def _too_few(self, left: int) -> str:
         spec = self.spec
-        strategy = PlacementGroupSchedulingStrategy(
-            placement_group=self._group, placement_group_bundle_index=rank
+        return (
+            f"{left} of {spec.workers} workers are left; no host replaced the lost ones within "
+            f"{spec.replace_timeout_s:g} s (cluster.replace_timeout_s): "
+            f"{len(self._roster.starting)} were waited for, of {spec.cpus} CPU(s) and {spec.gpus} "
+            f"GPU(s) each. Add nodes, see {spec.log_dir}, or set cluster.min_workers to {left} or "
+            "fewer to go on without them."
         )
-        actor = ray.remote(Host).options(
-            num_cpus=spec.cpus,
-            num_gpus=spec.gpus,
-            max_concurrency=8,
-            scheduling_strategy=strategy,
-        )
-        return actor.remote(spec.preload, spec.environment)
 
     def _ask(self, references: Sequence[Any]) -> list[Any]:
         try:
@@ -200,30 +303,45 @@ class Gang:
             raise GangFailure(f"a host could not fork: {error.cause}", "not_formed") from error
         return answers
 
-    def _replace_lost(self) -> None:
-        """Put a new host in the place of each that is gone or has lost its template."""
-        checks = [host.has_template.remote() for host in self.hosts]
-        lost = [rank for rank, check in enumerate(checks) if not _is_true(check)]
-        for rank in lost:
-            ray.kill(self.hosts[rank])
-            self._polls = {poll: owner for poll, owner in self._polls.items() if owner != rank}
-            self.hosts[rank] = self._create_host(rank)
-        if lost:
-            self._ask([self._start_host(rank) for rank in lost])
-
-    def _start_host(self, rank: int) -> Any:
-        spec = self.spec
-        log_file = f"{spec.log_dir}/template-{rank}.log"
-        return self.hosts[rank].start.remote(spec.start_timeout_s, log_file)
+    def _poll(self, seat: Seat) -> None:
+        self._polls[seat.actor.poll.remote(_POLL_S)] = (seat, time.monotonic())
 
     def _collect(self, reference: Any) -> list[Message]:
-        rank = self._polls.pop(reference)
+        seat, _ = self._polls.pop(reference)
         try:
-            messages: list[Message] = ray.get(reference)
-        except ray.exceptions.RayActorError as error:
-            raise GangFailure(f"the host of rank {rank} was lost.", "host_lost", rank) from error
-        self._polls[self.hosts[rank].poll.remote(_POLL_S)] = rank
-        return messages
+            heard: Heard = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            failure = self._lost(seat, is_unexplained(error), "was lost")
+            if seat in self._formed:
+                raise failure from error
+            return []
+        seat.is_leaving = seat.is_leaving or heard.is_leaving
+        if seat in self._formed:
+            self._poll(seat)
+        return heard.messages
+
+    def _check_answers(self) -> None:
+        """A host that has not answered for so long has ended its training process by itself."""
+        longest_s = _POLL_S + self.spec.lease_s
+        now = time.monotonic()
+        late = [seat for seat, asked_at in self._polls.values() if now - asked_at > longest_s]
+        failures = [
+            self._lost(seat, True, f"has not answered for {longest_s:g} s") for seat in late
+        ]
+        if failures:
+            raise failures[0]
+
+    def _lost(self, seat: Seat, is_unexplained: bool, how: str) -> GangFailure:
+        rank = self._formed.index(seat) if seat in self._formed else -1
+        self._lose(seat, is_unexplained)
+        self._roster.tend()  # a new host comes up while the others are being ended
+        return GangFailure(f"the host of rank {rank} on {seat.address} {how}.", "host_lost", rank)
+
+    def _lose(self, seat: Seat, is_unexplained: bool) -> None:
+        self._roster.lose(seat, is_unexplained)
+        self._polls = {
+            reference: asked for reference, asked in self._polls.items() if asked[0] is not seat
+        }
 
 
 def release(name: str) -> None:
@@ -232,12 +350,29 @@ def release(name: str) -> None:
         remove_placement_group(get_placement_group(name))
 
 
-def _is_true(check: Any) -> bool:
-    """The answer to a question put to a host; False where it is gone or silent."""
+def _compare(before: Sequence[Seat], after: Sequence[Seat]) -> Restored:
+    standing = [seat for seat in after if seat.is_standing]
+    known = set(before)
+    replaced = []
+    for rank, seat in enumerate(after):
+        if seat.is_standing and seat not in known:
+            was = before[rank].address if rank < len(before) else ""
+            replaced.append({"rank": standing.index(seat), "node": seat.address, "was": was})
+    lost = [
+        {"rank": rank, "node": seat.address}
+        for rank, seat in enumerate(after)
+        if not seat.is_standing
+    ]
+    return Restored(len(standing), replaced, lost)
+
+
+def _text_of(reference: Any) -> str:
     try:
-        return bool(ray.get(check, timeout=_KILL_TIMEOUT_S))
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-        return False
+        return str(ray.get(reference, timeout=0))
+    except ray.exceptions.GetTimeoutError:
+        return "the host did not answer\n"
+    except ray.exceptions.RayError as error:
+        return f"the host did not answer: {type(error).__name__}\n"
 
 
 def _reachable(addresses: Sequence[str]) -> tuple[str, ...]:

@@ -2,58 +2,86 @@
 
 A host keeps a template process and at most one training process, forked from it for each
 generation. The coordinator draws messages with `poll`; a host that dies breaks its pending `poll`,
-so one mechanism carries progress and tells of death. Methods are thread-safe; Ray runs them in a
-pool of threads.
+so one mechanism carries progress and tells of death. Nobody hears from a host behind a cut network:
+it ends its training process itself when its lease has run out. Methods are thread-safe; Ray runs
+them in a pool of threads and promises no order between them.
 """
 
 import contextlib
-import multiprocessing
 import os
-import queue
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from cluster.channel import Message
-from cluster.errors import StartTimeout, TemplateLost
+from cluster.errors import StaleGeneration, TemplateLost
+from cluster.lease import Lease
+from cluster.mailbox import Mailbox
+from cluster.processes import Child, TemplateProcess
+from cluster.stacks import stacks
 from cluster.template import Launch
 
-_POLL_BATCH = 64
-_FORK_TIMEOUT_S = 30.0
+GRACE_S = 30.0  # what Kubernetes gives before its SIGKILL, unless told otherwise
+_POLL_MESSAGES = 64
+_POLL_BYTES = 64 * 2**20
+_MAILBOX_BYTES = 256 * 2**20
+_KILL_S = 10.0
+_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a host tells at a poll.
+
+    Attributes:
+        messages: What its training process said, and how it ended.
+        can_fork: Whether its template is there.
+        is_leaving: It got SIGTERM: it ends within `GRACE_S`.
+    """
+
+    messages: list[Message]
+    can_fork: bool
+    is_leaving: bool
 
 
 class Host:
     """Keeps a template, forks training processes from it, and passes on what they say."""
 
-    def __init__(self, preload: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, preload: Sequence[str], environment: Mapping[str, str], lease_s: float
+    ) -> None:
         self._preload = list(preload)
         self._environment = dict(environment)
-        self._messages: queue.Queue[Message] = queue.Queue()
-        self._template: subprocess.Popen[bytes] | None = None
-        self._descriptors: socket.socket | None = None
-        self._listener: threading.Thread | None = None
-        self._connection: Connection | None = None
-        self._forked: queue.Queue[int] = queue.Queue()
-        self._fork_lock = threading.Lock()
-        self._child: Connection | None = None
-        self._launch: Launch | None = None
-        self._pid = 0
-        self._exited = threading.Event()
+        self._lease = Lease(lease_s)
+        self._mailbox = Mailbox(_MAILBOX_BYTES)
+        self._template: TemplateProcess | None = None
+        self._child: Child | None = None
+        self._fence = 0
+        self._one_at_a_time = threading.Lock()
         self._held_port: socket.socket | None = None
-        self._address = ""
         self._scratch = ""
+        self._node = ("", "127.0.0.1")
+        self._is_leaving = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)  # Ray's would end us at once
+
+    def where(self) -> tuple[str, str]:
+        """Id and network address of this node; answers as soon as the host has a place."""
+        self._node = _own_node()
+        return self._node
 
     def start(self, timeout_s: float, log_file: str) -> dict[str, Any]:
-        """Start the template and wait until it has imported everything.
+        """Start the template, or a new one, and wait until it has imported everything.
 
         Returns:
             `pid` of the host and `node` (its network address).
@@ -61,167 +89,168 @@ class Host:
         Raises:
             StartTimeout: The template did not come up in time.
         """
-        ours, theirs = multiprocessing.Pipe()
-        self._descriptors, their_descriptors = socket.socketpair()
-        passed = [theirs.fileno(), their_descriptors.fileno()]
         os.makedirs(os.path.dirname(log_file), exist_ok=True)
-        command = [sys.executable, "-m", "cluster.template", *map(str, passed), *self._preload]
-        # What libraries drop in the temporary folder would outlive processes that end by _exit.
-        self._scratch = tempfile.mkdtemp(prefix=".scratch-", dir=os.path.dirname(log_file))
-        with open(log_file, "ab") as log:
-            self._template = subprocess.Popen(
-                command,
-                pass_fds=passed,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **self._environment, "TMPDIR": self._scratch},
-            )
-        theirs.close()
-        their_descriptors.close()
-        self._connection = ours
-        if not self._connection.poll(timeout_s):
-            self.close()
-            raise StartTimeout(
-                f"the template process did not import {', '.join(self._preload)} within "
-                f"{timeout_s:g} s. See {log_file}, or raise cluster.start_timeout_s."
-            )
-        self._address = _own_address()
-        try:
-            self._connection.recv()
-        except EOFError:
-            self.close()
-            raise StartTimeout(
-                f"the template process ended while importing; see {log_file}."
-            ) from None
-        threading.Thread(target=self._listen_to_template, name="template", daemon=True).start()
-        return {"pid": os.getpid(), "node": self._address}
+        with self._one_at_a_time:
+            if self._template is not None:
+                self._template.close()
+            if not self._scratch:
+                # What libraries drop in the temporary folder would outlive processes that end by
+                # _exit.
+                self._scratch = tempfile.mkdtemp(prefix=".scratch-", dir=os.path.dirname(log_file))
+            self._template = TemplateProcess(self._mailbox)
+            environment = {**self._environment, "TMPDIR": self._scratch}
+            self._template.start(self._preload, environment, log_file, timeout_s)
+        self._node = _own_node()
+        return {"pid": os.getpid(), "node": self._node[1]}
 
-    def has_template(self) -> bool:
-        """Whether this host can fork."""
-        return self._template is not None and self._template.poll() is None
+    def prepare(self, fence: int) -> tuple[bool, str]:
+        """Make ready for a launch, in one call: all that is older than `fence` ends here.
 
-    def reserve(self) -> str:
-        """Hold a free port for the next generation and return `address:port`.
+        Kills the training process, drops its messages, refuses launches of its generation, and
+        holds a free port. The port stays bound here; TensorFlow shares it (SO_REUSEPORT), so that
+        no other process can take it in between.
 
-        The port stays bound here; TensorFlow shares it (SO_REUSEPORT), so that no other process can
-        take it in between.
+        Returns:
+            Whether this host can fork, and `address:port`.
         """
-        if self._held_port is not None:
-            self._held_port.close()
-        held = socket.socket()
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        held.bind(("", 0))
-        self._held_port = held
-        return f"{self._address}:{held.getsockname()[1]}"
+        with self._one_at_a_time:
+            self._fence = max(self._fence, fence)
+            self._mailbox.fence(self._fence)
+            self._end_child()
+            if self._held_port is not None:
+                self._held_port.close()
+            self._held_port = held = socket.socket()
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind(("", 0))
+            can_fork = self._template is not None and self._template.can_fork
+            return can_fork, f"{self._node[1]}:{held.getsockname()[1]}"
 
     def launch(self, launch: Launch) -> int:
-        """Fork a training process; returns its process id. An earlier one must have ended."""
-        if self._connection is None or self._descriptors is None:
-            raise RuntimeError("launch needs a started host")
-        with self._fork_lock:
-            self._launch, self._pid = launch, 0
-            self._exited.clear()
-            try:
-                self._connection.send(launch)
-                return self._forked.get(timeout=_FORK_TIMEOUT_S)
-            except (OSError, queue.Empty) as error:
-                raise TemplateLost(
-                    f"the template of rank {launch.rank} is gone: {error}"
-                ) from error
+        """Fork a training process; returns its process id. An earlier one is ended.
 
-    def send(self, generation: int, command: str, body: Any = None) -> None:
-        """Send a command to the training process of a generation; nothing if it has ended."""
-        if self._launch is None or self._launch.generation != generation or self._child is None:
-            return
-        with contextlib.suppress(OSError):
-            self._child.send((command, body))
+        Raises:
+            StaleGeneration: A newer one has been prepared for or launched.
+            TemplateLost: There is nothing to fork from.
+        """
+        with self._one_at_a_time:
+            if launch.generation < self._fence:
+                raise StaleGeneration(
+                    f"generation {launch.generation} was to be launched after {self._fence}."
+                )
+            if self._template is None:
+                raise TemplateLost("launch needs a started host.")
+            self._fence = launch.generation
+            self._end_child()
+            self._lease.renew()
+            named = replace(launch, stacks_file=f"{self._scratch}/stacks-{launch.generation}.txt")
+            self._child = child = self._template.fork(named)
+        threading.Thread(target=self._guard, args=(child,), name="lease", daemon=True).start()
+        return child.pid
 
-    def poll(self, timeout_s: float) -> list[Message]:
-        """Messages since the last call, at most 64; waits up to `timeout_s` for the first."""
-        messages: list[Message] = []
-        with contextlib.suppress(queue.Empty):
-            messages.append(self._messages.get(timeout=timeout_s))
-            while len(messages) < _POLL_BATCH:
-                messages.append(self._messages.get_nowait())
-        return messages
+    def send(self, generation: int, number: int, command: str, body: Any = None) -> None:
+        """Send a command to the training process of a generation; nothing if it has ended.
 
-    def kill(self, timeout_s: float = 10.0) -> None:
+        Commands of a generation are numbered from 0 and passed on in that order.
+        """
+        child = self._child
+        if child is not None and child.launch.generation == generation:
+            child.send(number, command, body)
+
+    def poll(self, timeout_s: float) -> Heard:
+        """Messages since the last call, at most 64 and 64 MB; waits for the first of them.
+
+        Renews the lease when it arrives.
+        """
+        self._lease.renew()
+        messages = self._mailbox.take(timeout_s, _POLL_MESSAGES, _POLL_BYTES)
+        can_fork = self._template is not None and self._template.can_fork
+        return Heard(messages, can_fork, self._is_leaving)
+
+    def watch(self, timeout_s: float) -> Heard:
+        """For a host without a training process: returns at the end of its template, or in time."""
+        if self._template is not None:
+            self._template.wait(timeout_s)
+        can_fork = self._template is not None and self._template.can_fork
+        return Heard([], can_fork, self._is_leaving)
+
+    def renew(self) -> None:
+        """Renew the lease: the coordinator is there, though it has no time for messages."""
+        self._lease.renew()
+
+    def strike(self, generation: int, kind: str) -> bool:
+        """Hurt this host or its training process; returns whether there was something to hurt.
+
+        Kinds: kill, stop, term (signals to the training process), template, host (no answer).
+        """
+        if kind == "host":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "template":
+            return self._template is not None and self._template.kill()
+        child = self._child
+        if child is None or child.launch.generation != generation:
+            return False
+        return child.signal(_SIGNALS[kind])
+
+    def stacks(self, timeout_s: float) -> str:
+        """Stacks of the training process, below a line that tells its state."""
+        child = self._child
+        if child is None or child.wait(0):
+            return "no training process\n"
+        return stacks(child.pid, Path(child.launch.stacks_file), timeout_s)
+
+    def kill(self) -> None:
         """End the training process with SIGKILL and wait until it is gone. Idempotent."""
-        if self._pid and not self._exited.is_set():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
-            self._exited.wait(timeout_s)
+        with self._one_at_a_time:
+            self._end_child()
 
     def close(self) -> None:
         """End the training process and the template. Idempotent."""
-        self.kill()
-        if self._connection is not None and not self._connection.closed:
-            with contextlib.suppress(OSError):
-                self._connection.send(None)  # the template's cue to end
-        if self._descriptors is not None:
-            self._descriptors.close()
-        if self._template is not None:
-            try:
-                self._template.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                self._template.kill()
-                self._template.wait(timeout=5)
-        if self._held_port is not None:
-            self._held_port.close()
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._template is not None and not self._template.can_fork:
+            self._template.kill()  # one that is still importing
+        with self._one_at_a_time:
+            self._end_child()
+            if self._template is not None:
+                self._template.close()
+            if self._held_port is not None:
+                self._held_port.close()
+            if self._scratch:
+                shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _listen_to_template(self) -> None:
-        connection = self._connection
-        while connection is not None:
-            try:
-                kind, body = connection.recv()
-            except (EOFError, OSError, TypeError):
-                self._report_exit(self._pid, -signal.SIGKILL)  # it takes its child along
+    def _end_child(self) -> None:
+        child = self._child
+        if child is not None and not child.wait(0):
+            # What it wants to say has no reader any more; it must not keep its end from being told.
+            self._mailbox.fence(child.launch.generation + 1)
+            child.signal(signal.SIGKILL)
+            child.wait(_KILL_S)
+
+    def _guard(self, child: Child) -> None:
+        """End the child when nobody has renewed the lease: it may have been given up."""
+        while not child.wait(max(0.05, self._lease.left_s())):
+            if not self._lease.left_s():
+                child.signal(signal.SIGKILL)
+                child.wait(_KILL_S)
                 return
-            if kind == "forked":
-                self._adopt(body)
-            elif kind == "exited":
-                self._report_exit(*body)
 
-    def _adopt(self, pid: int) -> None:
-        """Take over the channel of a new child, before anything else of it can be heard."""
-        launch, descriptors = self._launch, self._descriptors
-        if launch is None or descriptors is None:
-            return
-        _, handed, _, _ = socket.recv_fds(descriptors, 1, 1)
-        self._pid, self._child = pid, Connection(handed[0])
-        self._listener = threading.Thread(
-            target=self._listen_to_child, args=(self._child, launch), name="child", daemon=True
-        )
-        self._listener.start()
-        self._forked.put(pid)
+    def _on_sigterm(self, *_: object) -> None:
+        """Say so at the next poll, and stay for what the coordinator wants to save."""
+        if not self._is_leaving:
+            self._is_leaving = True
+            threading.Thread(target=self._leave, name="leave", daemon=True).start()
 
-    def _report_exit(self, pid: int, code: int) -> None:
-        launch = self._launch
-        if not pid or pid != self._pid or launch is None:
-            return
-        if self._listener is not None:
-            self._listener.join(timeout=10)  # what it said last comes before its end
-        self._exited.set()
-        self._pid = 0
-        self._messages.put(Message(launch.generation, launch.rank, "exited", code))
-
-    def _listen_to_child(self, connection: Connection, launch: Launch) -> None:
-        while True:
-            try:
-                kind, body = connection.recv()
-            except (EOFError, OSError):
-                return  # its end is reported by the template, with the exit code
-            self._messages.put(Message(launch.generation, launch.rank, kind, body))
+    def _leave(self) -> None:
+        self._mailbox.wake()
+        time.sleep(GRACE_S)
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            self.close()
+        os._exit(0)
 
 
-def _own_address() -> str:
-    """The address under which Ray knows this node; loopback outside Ray."""
+def _own_node() -> tuple[str, str]:
+    """Id and address under which Ray knows this node; loopback outside Ray."""
     if ray.is_initialized():
         here = ray.get_runtime_context().get_node_id()
         for node in ray.nodes():
             if node["NodeID"] == here:
-                return str(node["NodeManagerAddress"])
-    return "127.0.0.1"
+                return here, str(node["NodeManagerAddress"])
+    return "", "127.0.0.1"

@@ -206,7 +206,9 @@ class TrainingLoop:
         step_of_epoch = progress.step - first_of_epoch
         with self._timed("callbacks"):
             parts.callbacks.on_train_batch_begin(step_of_epoch)
-        parts.link.mark("step" if self._has_called else "trace", progress.step)
+        if not self._has_called:
+            parts.link.mark("trace", progress.step)
+        parts.link.mark("step", progress.step + steps)
         begin = time.monotonic()
         result = parts.step.run(
             chunk,
