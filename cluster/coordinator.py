@@ -139,7 +139,9 @@ class Coordinator:
         self._stop_reason: str | None = None
         self._generation = 0
         self._policy = RetryPolicy(spec.max_failures, spec.failure_window_s)
-        self._chaos = FaultPlan.parse(spec.chaos, spec.chaos_seed)
+        self._chaos = FaultPlan(())
+        if spec.chaos:
+            self._chaos = FaultPlan.parse(spec.chaos, spec.chaos_seed)
         self._ready_since: float | None = None
         self._looked_at = 0.0
         self._began_at = 0

@@ -92,7 +92,8 @@ class Formation:
         rank, kind = message.rank, message.kind
         now = time.monotonic()
         if kind == "pulse":
-            self._watch.pulse(rank, *message.body, now)
+            actions, place = message.body
+            self._watch.pulse(rank, actions, place, now)
             return None
         self.last_said = now
         self._watch.heard(rank, now)

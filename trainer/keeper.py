@@ -119,11 +119,12 @@ class CheckpointKeeper:
                 if is_written and self._waiting is waiting:
                     self._waiting = None
                 self._changed.notify_all()
-                if not is_written:  # a newer one, or the end, is worth a try at once
-                    self._changed.wait_for(
-                        lambda tried=waiting: self._waiting is not tried or self._is_closed,
-                        _RETRY_S,
-                    )
+                if not is_written:
+                    self._wait_for_news(waiting)
+
+    def _wait_for_news(self, tried: _Waiting) -> None:
+        """Until the next try; a newer checkpoint, or the end, is worth one at once."""
+        self._changed.wait_for(lambda: self._waiting is not tried or self._is_closed, _RETRY_S)
 
     def _write(self, waiting: _Waiting) -> bool:
         snapshot, generation = waiting.snapshot, waiting.generation
