@@ -14,6 +14,7 @@ from data_pipeline.reader import ChunkRows, EvaluationChunks, EvaluationCut
 from data_pipeline.scan import LabelSummary
 from trainer import keras_adapter
 from trainer.batch import Scorer
+from trainer.metric_names import is_more_better
 from trainer.step import EvaluationStep
 from trainer.strategy import Group
 
@@ -180,17 +181,10 @@ def constant_candidates(labels: LabelSummary, output_width: int) -> list[NDArray
     ]
 
 
-_MORE_IS_BETTER = (
-    *("accuracy", "auc", "precision", "recall", "f1", "fbeta", "r2", "iou", "cosine"),
-    *("true_positives", "true_negatives", "sensitivity", "specificity", "correlation"),
-)
-
-
 def best_of(results: list[dict[str, float]]) -> dict[str, float]:
     """For each metric the best value that any of several predictions reached."""
     best: dict[str, float] = {}
     for name in results[0] if results else ():
         values = [result[name] for result in results]
-        more = any(word in name.lower() for word in _MORE_IS_BETTER)
-        best[name] = max(values) if more else min(values)
+        best[name] = max(values) if is_more_better(name) else min(values)
     return best
