@@ -29,7 +29,7 @@ class Formation:
 
     Attributes:
         is_paused: Whether they left off, at request, with work undone; known at the end.
-        last_said: When a rank last said anything but its pulse; monotonic seconds.
+        last_said: When a rank last said anything but its pulse or its end; monotonic seconds.
         struck: Numbers of the chaos plan's faults that its ranks did to themselves.
         stacks: Stacks of all ranks, where they stalled.
     """
@@ -95,8 +95,9 @@ class Formation:
             actions, place = message.body
             self._watch.pulse(rank, actions, place, now)
             return None
-        self.last_said = now
         self._watch.heard(rank, now)
+        if kind not in ("exited", "exception"):
+            self.last_said = now
         if kind == "part":
             whole = self._assemblies[rank].add(message.body)
             return None if whole is None else Message(self._generation, rank, *whole)

@@ -51,7 +51,7 @@ class TrainingSupervisor:
         self._finished: dict[int, dict[str, Any]] = {}
         self._metrics: dict[str, dict[str, float]] = {}
         self._recoveries: list[dict[str, Any]] = []
-        self._open_recovery: dict[str, Any] | None = None
+        self._open_recoveries: list[tuple[float, dict[str, Any]]] = []
         self._speed = _Speed()
         self._last_progress_s = 0.0
         self._furthest_step = 0
@@ -118,15 +118,11 @@ class TrainingSupervisor:
         self._emit(record)
 
     def on_failure(self, failure: GangFailure, silent_s: float) -> None:
-        """Begin the account of a recovery; it ends with the next step."""
+        """Begin the account of a recovery; it ends with the next step, whoever else dies before."""
         now = time.monotonic()
         self._goodput.failed(now, silent_s)
-        self._open_recovery = {
-            "kind": failure.kind,
-            "rank": failure.rank,
-            "detected_s": silent_s,
-            "failed_at": now,
-        }
+        recovery = {"kind": failure.kind, "rank": failure.rank, "detected_s": silent_s}
+        self._open_recoveries.append((now, recovery))
 
     def on_stacks(self, generation: int, stacks: dict[int, str]) -> None:
         """One file a rank."""
@@ -177,7 +173,7 @@ class TrainingSupervisor:
             parts |= {"productive": seconds * (1 - replayed), "replay": seconds * replayed}
         self._goodput.worked(now, parts)
         self._speed.add(int(body["rows"]), seconds, body["is_first"])
-        self._close_recovery(now)
+        self._close_recoveries(now)
         self._furthest_step = max(self._furthest_step, step)
         if now - self._last_progress_s >= _PROGRESS_EVERY_S:
             self._last_progress_s = now
@@ -187,14 +183,15 @@ class TrainingSupervisor:
     def _on_times(self, message: Message) -> None:
         self._goodput.worked(time.monotonic(), message.body)
 
-    def _close_recovery(self, now: float) -> None:
-        recovery, self._open_recovery = self._open_recovery, None
-        if recovery is None:
-            return
-        recovery["recovered_s"] = now - recovery.pop("failed_at")
-        recovery["steps_replayed"] = max(0, self._furthest_step - self._resumed_step)
-        self._recoveries.append(recovery)
-        self.on_event({"event": "recovered", **recovery})
+    def _close_recoveries(self, now: float) -> None:
+        """Work goes on: the steps between where it was and where it resumed are done again."""
+        recoveries, self._open_recoveries = self._open_recoveries, []
+        for number, (failed_at, recovery) in enumerate(recoveries, 1):
+            replayed = self._furthest_step - self._resumed_step if number == len(recoveries) else 0
+            recovery["recovered_s"] = now - failed_at
+            recovery["steps_replayed"] = max(0, replayed)
+            self._recoveries.append(recovery)
+            self.on_event({"event": "recovered", **recovery})
 
     def _on_epoch(self, message: Message) -> None:
         body = dict(message.body)
@@ -228,7 +225,7 @@ class TrainingSupervisor:
     def _on_finished(self, message: Message) -> None:
         if message.body is not None:
             self._finished[message.rank] = message.body
-        self._close_recovery(time.monotonic())
+        self._close_recoveries(time.monotonic())
 
     def _on_paused(self, message: Message) -> None:
         self._on_finished(message)
