@@ -1,16 +1,16 @@
 """Where the wall time of a run went, in seconds that add up to it.
 
-    start        until the first step: placing, forming, building, the first trace
-    productive   steps that count
-    data_wait    waiting for rows
-    evaluation   validation and test rows
-    checkpoint   taking snapshots, as far as training waited for it
-    callbacks    the job's callbacks
-    detect       from the last sign of a generation to the notice that it failed
-    restart      from there to the first step of the next one, its trace included
-    replay       steps that were done before, and lost
-    export       the artifact
-    other        the rest
+start        until the first step: placing, forming, building, the first trace
+productive   steps that count
+data_wait    waiting for rows
+evaluation   validation and test rows
+checkpoint   taking snapshots, as far as training waited for it
+callbacks    the job's callbacks
+detect       from the last sign of a generation to the notice that it failed
+restart      from there to the first step of the next one, its trace included
+replay       steps that were done before, and lost
+export       the artifact
+other        the rest
 """
 
 from collections.abc import Mapping

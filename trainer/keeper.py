@@ -38,9 +38,7 @@ class CheckpointKeeper:
         on_event: Is told of each one that was written or failed; called in the thread.
     """
 
-    def __init__(
-        self, store: CheckpointStore, config: CheckpointConfig, on_event: OnEvent
-    ) -> None:
+    def __init__(self, store: CheckpointStore, config: CheckpointConfig, on_event: OnEvent) -> None:
         self._store = store
         self._config = config
         self._on_event = on_event

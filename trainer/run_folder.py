@@ -46,7 +46,8 @@ def open_run_folder(job: Job, data: PlannedData, run_id: str | None, is_resume: 
     """Find or create the folder of a run.
 
     A new run gets a new id unless one is given. With `is_resume` the given run, or the newest of
-    this job's name, is gone on from.
+    this job's name that has a checkpoint, is gone on with; a given one that ended before its first
+    checkpoint begins anew.
 
     Raises:
         RunFolderError: The folder holds another job, or nothing to go on from.
@@ -64,16 +65,16 @@ def open_run_folder(job: Job, data: PlannedData, run_id: str | None, is_resume: 
                 f"--resume found no run with a checkpoint in {root}. Start one without --resume."
             )
     path = root / (run_id or _new_run_id())
+    if is_resume and not path.exists() and not _has_checkpoint(job, path):
+        raise RunFolderError(
+            f"{path} does not exist; --resume goes on with a run that was started. Start it "
+            "without --resume, or name another run with --run-id."
+        )
     if path.exists():
         _check_same_job(path, job, is_resume)
         _check_same_rows(path, data)
     checkpoints = checkpoints_of(job, path)
     is_resumed = is_resume and _has_checkpoint(job, path)
-    if is_resume and not is_resumed:
-        raise RunFolderError(
-            f"{path} holds no checkpoint to go on from. Start without --resume, or name another "
-            "run with --run-id."
-        )
     (path / "logs").mkdir(parents=True, exist_ok=True)
     write_text(path / "job.yaml", dump_job(job))
     write_json(path / "environment.json", environment())

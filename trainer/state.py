@@ -42,9 +42,7 @@ def hold(model: keras.Model) -> dict[str, tf.Tensor]:
 
     TensorFlow copies a variable before it changes one whose value somebody holds.
     """
-    return {
-        name: _copies(v)[0].read_value() for name, v in named_variables(model).items()
-    }
+    return {name: _copies(v)[0].read_value() for name, v in named_variables(model).items()}
 
 
 def value_of(variable: Any) -> NDArray[Any]:

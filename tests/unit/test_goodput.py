@@ -37,9 +37,7 @@ def test_a_failure_costs_detection_restart_and_replay() -> None:
 
 @given(
     st.lists(
-        st.tuples(
-            st.sampled_from(["worked", "failed", "began"]), st.floats(0, 5), st.floats(0, 6)
-        ),
+        st.tuples(st.sampled_from(["worked", "failed", "began"]), st.floats(0, 5), st.floats(0, 6)),
         max_size=20,
     )
 )
