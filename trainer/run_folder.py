@@ -19,8 +19,8 @@ from configs.schema import Job
 from data_pipeline.storage import absolute
 from trainer.checkpoint_store import CheckpointStore, Origin
 from trainer.errors import RunFolderError
-from trainer.payloads import PlannedData
 from trainer.files import write_json, write_text
+from trainer.payloads import PlannedData
 
 _PACKAGES = ("lockstep", "tensorflow", "keras", "ray", "numpy", "pyarrow", "h5py")
 
