@@ -5,8 +5,9 @@ messages mean is told by a *delegate*, an object of the layer above, created in 
 process. States and what each permits:
 
     PLACING   resources and templates are awaited        -> FORMING, FAILED
-    FORMING   hosts are replaced, processes are forked   -> RUNNING, FORMING again after a failure
-    RUNNING   messages are passed to the delegate        -> PAUSING, FORMING (next stage, failure), DONE
+    FORMING   hosts are replaced, processes are forked   -> RUNNING, FORMING again (failure)
+    RUNNING   messages are passed to the delegate        -> PAUSING, FORMING (next stage, failure),
+                                                            DONE
     PAUSING   ranks take a snapshot and leave            -> FORMING (other hosts, or more of them)
     DONE      the delegate's result is there             final
     FAILED    an error is there                          final
