@@ -36,6 +36,7 @@ class Gang:
     def __init__(self, spec: GangSpec) -> None:
         self.spec = spec
         self._roster = Roster(spec)
+        self._silence_s = _POLL_S + spec.lease_s  # by then a lease has run out
         self._size = spec.workers
         self._generation = 0
         self._formed: list[Seat] = []
@@ -246,7 +247,7 @@ class Gang:
         asked = {seat.actor.kill.remote(): seat for seat in self._roster.hosts if not seat.is_lost}
         if not asked:
             return
-        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=self._silence_s)
         for reference in silent:
             self._roster.lose(asked[reference], is_unexplained=True)
 
@@ -265,7 +266,7 @@ class Gang:
         }
         if not asked:
             return
-        ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        ray.wait(list(asked), num_returns=len(asked), timeout=self._silence_s)
         for reference, seat in asked.items():
             try:
                 can_fork, address = ray.get(reference, timeout=0)
@@ -335,12 +336,10 @@ class Gang:
 
     def _check_answers(self) -> None:
         """A host that has not answered for so long has ended its training process by itself."""
-        longest_s = _POLL_S + self.spec.lease_s
-        now = time.monotonic()
-        late = [seat for seat, asked_at in self._polls.values() if now - asked_at > longest_s]
-        failures = [
-            self._lost(seat, True, f"has not answered for {longest_s:g} s") for seat in late
-        ]
+        since = time.monotonic() - self._silence_s
+        late = [seat for seat, asked_at in self._polls.values() if asked_at < since]
+        how = f"has not answered for {self._silence_s:g} s"
+        failures = [self._lost(seat, True, how) for seat in late]
         if failures:
             raise failures[0]
 

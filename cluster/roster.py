@@ -5,9 +5,11 @@ placement's knowledge.
 """
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,7 +20,7 @@ from cluster.nodes import draining_nodes
 from cluster.placement import GangSpec, Placement, Seat
 
 _WATCH_S = 5.0
-_STUCK_S = 5.0
+_STUCK_S = 20.0  # a process may take this long to come up on a busy node
 _DRAINING_CHECK_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
 _CLOSE_S = 15.0
@@ -165,6 +167,7 @@ class Roster:
 
     def close(self) -> None:
         """End all hosts and give the resources back. Idempotent; never raises for a dead host."""
+        self._note_started()
         seats = [seat for seat in (*self.hosts, *self.spares, *self.starting) if not seat.is_lost]
         placed = [seat for seat in seats if seat.node_id]
         closing = [seat.actor.close.remote() for seat in placed]
@@ -177,6 +180,8 @@ class Roster:
                 ray.kill(seat.actor)
         self.hosts, self.spares, self.starting, self._retiring = [], [], [], []
         self._placement.release()
+        for scratch in Path(self.spec.log_dir).glob(".scratch-*"):  # of hosts that were killed
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def _recruit(self) -> Seat:
         seat = self.spares.pop(0)
