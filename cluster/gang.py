@@ -337,9 +337,13 @@ class Gang:
     def _check_answers(self) -> None:
         """A host that has not answered for so long has ended its training process by itself."""
         since = time.monotonic() - self._silence_s
-        late = [seat for seat, asked_at in self._polls.values() if asked_at < since]
+        late = {ref: seat for ref, (seat, asked_at) in self._polls.items() if asked_at < since}
+        if not late:
+            return
+        # What was answered while the coordinator was busy only waits to be collected.
+        _, silent = ray.wait(list(late), num_returns=len(late), timeout=0)
         how = f"has not answered for {self._silence_s:g} s"
-        failures = [self._lost(seat, True, how) for seat in late]
+        failures = [self._lost(late[reference], True, how) for reference in silent]
         if failures:
             raise failures[0]
 

@@ -204,3 +204,11 @@ def test_more_than_a_poll_may_carry_comes_in_several(start: Start) -> None:
     gang.form(1, 1, "tests.support.gang_tasks:send_much", 20)
     parts = [message.body[:4] for message in heard(gang, "part", 20)]
     assert parts == [b"%04d" % number for number in range(20)]
+
+
+def test_a_busy_coordinator_keeps_its_leases(start: Start) -> None:
+    gang = start(lease_s=1.0)
+    pids = form(gang, 1)
+    time.sleep(3)
+    assert all(is_running(pid) for pid in pids)
+    heard(gang, "step", 10)

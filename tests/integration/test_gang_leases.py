@@ -31,6 +31,13 @@ def launch(host: Host, tmp_path: Path, generation: int, entry: str = "work") -> 
     return host.launch(Launch(generation, 0, ("x:1",), task, None, str(tmp_path / "rank.log")))
 
 
+def wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(pid)
+
+
 def test_a_host_that_nobody_asks_ends_its_training_process(host: Host, tmp_path: Path) -> None:
     pid = launch(host, tmp_path, 1)
     begin = time.monotonic()
@@ -38,8 +45,7 @@ def test_a_host_that_nobody_asks_ends_its_training_process(host: Host, tmp_path:
         host.poll(0.1)
     assert is_running(pid)
     begin = time.monotonic()
-    while is_running(pid) and time.monotonic() - begin < 10:
-        time.sleep(0.01)
+    wait_for_end(pid)
     assert LEASE_S / 2 < time.monotonic() - begin < LEASE_S + 0.5
     exits = [message.body for message in host.poll(1).messages if message.kind == "exited"]
     while not exits:
@@ -69,8 +75,10 @@ def test_an_older_generation_is_not_launched(host: Host, tmp_path: Path) -> None
 
 
 def test_what_a_given_up_generation_said_is_not_heard(host: Host, tmp_path: Path) -> None:
-    launch(host, tmp_path, 1)
+    pid = launch(host, tmp_path, 1)
     host.poll(5)
+    assert host.strike(1, "kill")
+    wait_for_end(pid)
     host.prepare(2)
     launch(host, tmp_path, 2)
     assert {message.generation for message in host.poll(5).messages} == {2}
@@ -92,9 +100,6 @@ def test_strikes_hit_the_generation_that_is_meant(host: Host, tmp_path: Path) ->
     assert not host.strike(2, "kill")
     assert is_running(pid)
     assert host.strike(3, "kill")
-    deadline = time.monotonic() + 5
-    while is_running(pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not is_running(pid)
+    wait_for_end(pid)
     host.kill()
     assert not host.strike(3, "kill")
