@@ -7,7 +7,6 @@ roster's knowledge; whom and when, the coordinator's decision.
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -17,31 +16,18 @@ from cluster.channel import Message
 from cluster.errors import GangFailure, StartTimeout
 from cluster.host import Heard
 from cluster.lease import Lessor
+from cluster.lifeline import Lifelines
 from cluster.placement import GangSpec, Seat
-from cluster.roster import Roster, is_unexplained
+from cluster.roster import Restored, Roster, is_unexplained
 from cluster.template import Launch
 
 __all__ = ["Gang", "GangSpec", "Restored", "release"]
 
 _POLL_S = 2.0
+_LOOK_S = 0.25
+_EXPLAIN_S = 0.3
 _ANSWER_S = 15.0
 _PARTS_AHEAD = 8
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What the gang is after lost hosts were replaced.
-
-    Attributes:
-        workers: Ranks of the next formation.
-        replaced: Hosts that are new in their rank: `rank` and `node`, with `was` the node of the
-            host before, or "" where there was none.
-        lost: Hosts that are gone and not replaced: `rank` that they had, and `node`.
-    """
-
-    workers: int
-    replaced: list[dict[str, Any]]
-    lost: list[dict[str, Any]]
 
 
 class Gang:
@@ -52,6 +38,7 @@ class Gang:
     def __init__(self, spec: GangSpec) -> None:
         self.spec = spec
         self._roster = Roster(spec)
+        self._silence_s = _POLL_S + spec.lease_s  # by then a lease has run out
         self._size = spec.workers
         self._generation = 0
         self._formed: list[Seat] = []
@@ -59,11 +46,17 @@ class Gang:
         self._polls: dict[Any, tuple[Seat, float]] = {}
         self._sent = 0
         self._lessor = Lessor(spec.lease_s)
+        self._lifelines: Lifelines[Seat] = Lifelines()
 
     @property
     def size(self) -> int:
         """Ranks of the next formation, after `restore`."""
         return len(self._roster.hosts)
+
+    @property
+    def nodes(self) -> list[str]:
+        """Network address of each rank's node."""
+        return [seat.address for seat in self._roster.hosts]
 
     def place(self) -> list[dict[str, Any]]:
         """Reserve the resources of all workers, start their hosts and templates.
@@ -109,7 +102,7 @@ class Gang:
                 roster.retire(seat)
         if len(standing) < (spec.min_workers or spec.workers):
             raise StartTimeout(self._too_few(len(standing)))
-        restored = _compare(before, roster.hosts)
+        restored = roster.compared_with(before)
         roster.close_ranks()
         self._size = len(roster.hosts)
         return restored
@@ -161,7 +154,7 @@ class Gang:
         return pids
 
     def messages(self) -> Iterator[Message | None]:
-        """Messages of the present generation as they come; None about every two seconds of silence.
+        """Messages of the present generation as they come; None every quarter second of silence.
 
         Raises:
             GangFailure: A host was lost.
@@ -169,16 +162,18 @@ class Gang:
         # A poll outlives its generation: given up, it would take the next one's messages with it.
         polled = {seat for seat, _ in self._polls.values()}
         for seat in self._formed:
+            self._lifelines.connect(seat, seat.address, seat.lifeline_port)
             if seat not in polled:
                 self._poll(seat)
         while True:
-            ready, _ = ray.wait(list(self._polls), num_returns=1, timeout=_POLL_S)
+            ready, _ = ray.wait(list(self._polls), num_returns=1, timeout=_LOOK_S)
             said = [message for reference in ready for message in self._collect(reference)]
             for message in said:
                 if message.generation == self._generation:
                     yield message
             if not said:
                 yield None
+            self._check_lifelines()
             self._check_answers()
 
     def send(self, command: str, body: Any = None) -> None:
@@ -246,13 +241,14 @@ class Gang:
         asked = {seat.actor.kill.remote(): seat for seat in self._roster.hosts if not seat.is_lost}
         if not asked:
             return
-        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=self._silence_s)
         for reference in silent:
             self._roster.lose(asked[reference], is_unexplained=True)
 
     def close(self) -> None:
         """End everything and give the resources back. Idempotent; never raises for a dead host."""
         self._lessor.end()
+        self._lifelines.close()
         self._roster.close()
 
     def _prepare(self) -> None:
@@ -264,7 +260,7 @@ class Gang:
         }
         if not asked:
             return
-        ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        ray.wait(list(asked), num_returns=len(asked), timeout=self._silence_s)
         for reference, seat in asked.items():
             try:
                 can_fork, address = ray.get(reference, timeout=0)
@@ -320,14 +316,28 @@ class Gang:
             self._poll(seat)
         return heard.messages
 
+    def _check_lifelines(self) -> None:
+        """Take a host whose lifeline ended for lost, unless its poll tells more in a moment.
+
+        Ray knows where only the host died: then its node is good for another.
+        """
+        for seat in self._lifelines.broken():
+            if seat.is_lost or seat not in self._formed:
+                continue
+            pending = [ref for ref, (polled, _) in self._polls.items() if polled is seat]
+            if not ray.wait(pending, timeout=_EXPLAIN_S)[0]:
+                raise self._lost(seat, True, "has ended, and its node with it")
+
     def _check_answers(self) -> None:
         """A host that has not answered for so long has ended its training process by itself."""
-        longest_s = _POLL_S + self.spec.lease_s
-        now = time.monotonic()
-        late = [seat for seat, asked_at in self._polls.values() if now - asked_at > longest_s]
-        failures = [
-            self._lost(seat, True, f"has not answered for {longest_s:g} s") for seat in late
-        ]
+        since = time.monotonic() - self._silence_s
+        late = {ref: seat for ref, (seat, asked_at) in self._polls.items() if asked_at < since}
+        if not late:
+            return
+        # What was answered while the coordinator was busy only waits to be collected.
+        _, silent = ray.wait(list(late), num_returns=len(late), timeout=0)
+        how = f"has not answered for {self._silence_s:g} s"
+        failures = [self._lost(late[reference], True, how) for reference in silent]
         if failures:
             raise failures[0]
 
@@ -339,6 +349,7 @@ class Gang:
 
     def _lose(self, seat: Seat, is_unexplained: bool) -> None:
         self._roster.lose(seat, is_unexplained)
+        self._lifelines.drop(seat)
         self._polls = {
             reference: asked for reference, asked in self._polls.items() if asked[0] is not seat
         }
@@ -348,22 +359,6 @@ def release(name: str) -> None:
     """Give back what a gang has reserved, where its coordinator cannot; nothing if it has."""
     with contextlib.suppress(ValueError):  # no reservation of this name
         remove_placement_group(get_placement_group(name))
-
-
-def _compare(before: Sequence[Seat], after: Sequence[Seat]) -> Restored:
-    standing = [seat for seat in after if seat.is_standing]
-    known = set(before)
-    replaced = []
-    for rank, seat in enumerate(after):
-        if seat.is_standing and seat not in known:
-            was = before[rank].address if rank < len(before) else ""
-            replaced.append({"rank": standing.index(seat), "node": seat.address, "was": was})
-    lost = [
-        {"rank": rank, "node": seat.address}
-        for rank, seat in enumerate(after)
-        if not seat.is_standing
-    ]
-    return Restored(len(standing), replaced, lost)
 
 
 def _text_of(reference: Any) -> str:

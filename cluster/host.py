@@ -26,6 +26,7 @@ import ray
 from cluster.channel import Message
 from cluster.errors import StaleGeneration, TemplateLost
 from cluster.lease import Lease
+from cluster.lifeline import Beacon
 from cluster.mailbox import Mailbox
 from cluster.processes import Child, TemplateProcess
 from cluster.stacks import stacks
@@ -54,6 +55,21 @@ class Heard:
     is_leaving: bool
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a host is.
+
+    Attributes:
+        node_id: Ray's name for the node.
+        address: Its network address.
+        lifeline_port: Where the host's process holds lifelines.
+    """
+
+    node_id: str
+    address: str
+    lifeline_port: int
+
+
 class Host:
     """Keeps a template, forks training processes from it, and passes on what they say."""
 
@@ -72,13 +88,16 @@ class Host:
         self._scratch = ""
         self._node = ("", "127.0.0.1")
         self._is_leaving = False
+        self._beacon: Beacon | None = None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)  # Ray's would end us at once
 
-    def where(self) -> tuple[str, str]:
-        """Id and network address of this node; answers as soon as the host has a place."""
+    def where(self) -> Place:
+        """This node; answers as soon as the host has a place."""
         self._node = _own_node()
-        return self._node
+        if self._beacon is None:
+            self._beacon = Beacon(self._node[1])
+        return Place(*self._node, self._beacon.port)
 
     def start(self, timeout_s: float, log_file: str) -> dict[str, Any]:
         """Start the template, or a new one, and wait until it has imported everything.

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import (
 )
 
 from cluster.errors import StartTimeout
-from cluster.host import Host
+from cluster.host import Host, Place
 from cluster.nodes import Node, alive_nodes, choose
 
 _SHUNNED_S = 30.0
@@ -84,6 +84,7 @@ class Seat:
         watched_at: When that was asked.
         node_id: Its node, once placed.
         address: The network address of its node, once placed.
+        lifeline_port: Where its process holds lifelines, once placed.
         is_lost: It does not come back.
         is_leaving: It, or its node, has been told to end.
     """
@@ -98,8 +99,15 @@ class Seat:
     watched_at: float = 0.0
     node_id: str = ""
     address: str = ""
+    lifeline_port: int = 0
     is_lost: bool = False
     is_leaving: bool = False
+
+    def take_place(self, place: Place) -> None:
+        """Note where it is."""
+        self.placed = None
+        self.node_id, self.address = place.node_id, place.address
+        self.lifeline_port = place.lifeline_port
 
     @property
     def is_standing(self) -> bool:

@@ -5,8 +5,11 @@ placement's knowledge.
 """
 
 import contextlib
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,10 +20,26 @@ from cluster.nodes import draining_nodes
 from cluster.placement import GangSpec, Placement, Seat
 
 _WATCH_S = 5.0
-_STUCK_S = 5.0
+_STUCK_S = 20.0  # a process may take this long to come up on a busy node
 _DRAINING_CHECK_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
 _CLOSE_S = 15.0
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What the gang is after lost hosts were replaced.
+
+    Attributes:
+        workers: Ranks of the next formation.
+        replaced: Hosts that are new in their rank: `rank` and `node`, with `was` the node of the
+            host before, or "" where there was none.
+        lost: Hosts that are gone and not replaced: `rank` that they had, and `node`.
+    """
+
+    workers: int
+    replaced: list[dict[str, Any]]
+    lost: list[dict[str, Any]]
 
 
 class Roster:
@@ -66,8 +85,8 @@ class Roster:
                 f"{spec.log_dir}, or raise cluster.start_timeout_s."
             ) from None
         for seat, place in zip(self.hosts, places, strict=True):
-            seat.node_id, seat.address = place
-            seat.placed = seat.started = None
+            seat.take_place(place)
+            seat.started = None
         self.tend()
         return told
 
@@ -91,6 +110,25 @@ class Roster:
                 self.hosts[rank] = self._recruit()
         while len(self.hosts) < self.spec.workers and self.spares:
             self.hosts.append(self._recruit())
+
+    def compared_with(self, before: Sequence[Seat]) -> Restored:
+        """What has become of the hosts that were there before."""
+        standing = [seat for seat in self.hosts if seat.is_standing]
+        replaced = [
+            {
+                "rank": standing.index(seat),
+                "node": seat.address,
+                "was": before[rank].address if rank < len(before) else "",
+            }
+            for rank, seat in enumerate(self.hosts)
+            if seat.is_standing and seat not in before
+        ]
+        lost = [
+            {"rank": rank, "node": seat.address}
+            for rank, seat in enumerate(self.hosts)
+            if not seat.is_standing
+        ]
+        return Restored(len(standing), replaced, lost)
 
     def close_ranks(self) -> None:
         """Go on without the hosts that do not stand; the others keep their order."""
@@ -129,6 +167,7 @@ class Roster:
 
     def close(self) -> None:
         """End all hosts and give the resources back. Idempotent; never raises for a dead host."""
+        self._note_started()
         seats = [seat for seat in (*self.hosts, *self.spares, *self.starting) if not seat.is_lost]
         placed = [seat for seat in seats if seat.node_id]
         closing = [seat.actor.close.remote() for seat in placed]
@@ -141,6 +180,8 @@ class Roster:
                 ray.kill(seat.actor)
         self.hosts, self.spares, self.starting, self._retiring = [], [], [], []
         self._placement.release()
+        for scratch in Path(self.spec.log_dir).glob(".scratch-*"):  # of hosts that were killed
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def _recruit(self) -> Seat:
         seat = self.spares.pop(0)
@@ -165,8 +206,7 @@ class Roster:
         for seat in [*self.starting]:
             try:
                 if seat.placed is not None and _is_ready(seat.placed):
-                    seat.node_id, seat.address = ray.get(seat.placed)
-                    seat.placed = None
+                    seat.take_place(ray.get(seat.placed))
                 if seat.started is None or not _is_ready(seat.started):
                     continue
                 ray.get(seat.started)

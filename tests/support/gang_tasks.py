@@ -1,0 +1,49 @@
+"""A worker that goes on until it is told otherwise, for tests of what becomes of its gang."""
+
+import faulthandler
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.channel import Channel
+from cluster.template import Launch
+
+
+def work(channel: Channel, launch: Launch) -> None:
+    """Say so every 20 ms, in a message and in a file of `payload["beats"]`, until a "stop"."""
+    if launch.stacks_file:
+        stacks = open(launch.stacks_file, "a")  # noqa: SIM115  (as long as the process lives)
+        faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
+    channel.send("ready", {"pid": os.getpid(), "faults": launch.faults})
+    settings: dict[str, Any] = launch.payload or {}
+    while not channel.has_command("stop"):
+        time.sleep(0.02)
+        channel.send("step")
+        if beats := settings.get("beats"):
+            file = Path(beats, f"{launch.generation}-{launch.rank}")
+            file.write_text(repr(time.monotonic()))
+    channel.send("finished", launch.rank)
+
+
+def last_beat(beats: Path, generation: int, rank: int) -> float:
+    """When that worker was last alive, on the clock `time.monotonic` of this machine."""
+    text = (beats / f"{generation}-{rank}").read_text()
+    return float(text) if text else time.monotonic()
+
+
+def take_parts(channel: Channel, launch: Launch) -> None:
+    """Tell the numbers that arrived in commands "part", in their order, until an "end"."""
+    channel.send("ready")
+    channel.wait_for("end", 60)
+    numbers = [int(body[:4]) for kind, body in channel._commands if kind == "part"]
+    channel.send("numbers", numbers)
+    channel.send("finished", launch.rank)
+
+
+def send_much(channel: Channel, launch: Launch) -> None:
+    """Send `payload` parts of 8 MB at once, then finish."""
+    for number in range(launch.payload):
+        channel.send("part", b"%04d" % number + bytes(8 * 2**20))
+    channel.send("finished", launch.rank)
