@@ -4,10 +4,10 @@ Arrays are datasets, the rest is JSON in an attribute. HDF5 leaves the first 512
 block) to us: they hold the digest of all that follows. It is checked before HDF5 sees the file,
 because its library can crash the process on a damaged one.
 
-HDF5 holds Python's lock as long as it writes or reads, and it fills files back and forth. So it
-lays out the frame alone: contents and numbers; the arrays, nearly all of a file, are put between
-by us, from memory in one pass, and are looked at in place when a file was read. Whose checkpoint
-it is, and which is the newest, is `trainer.checkpoint_store`'s.
+HDF5 fills files back and forth, so what it wrote can only be hashed in a second pass, and it copies
+what it reads. So it lays out the frame alone: names and numbers. The arrays, nearly all of a file,
+are put between from memory, in one pass, and are looked at where they lie when a file was read.
+Whose checkpoint it is, and which is the newest, is `trainer.checkpoint_store`'s.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ def pack(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> PackedC
         frame.seek(_HEADER_BYTES)
         for offset, array in sorted(placed, key=lambda item: item[0]):
             pieces.append(frame.read(offset - frame.tell()))
-            pieces.append(memoryview(array.reshape(-1).view(np.uint8)))
+            pieces.append(array.reshape(-1).view(np.uint8).data)
             frame.seek(array.nbytes, os.SEEK_CUR)
         pieces.append(frame.read())
     digest = hashlib.sha256()

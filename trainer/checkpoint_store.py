@@ -26,9 +26,9 @@ from data_pipeline.errors import DataError, ReadError
 from data_pipeline.object_stores import is_remote
 from trainer.checkpoint import PackedCheckpoint, pack
 from trainer.checkpoint_folder import (
+    ChangedError,
     DamagedError,
     Slot,
-    VanishedError,
     list_slots,
     read_data,
     read_manifest,
@@ -259,11 +259,11 @@ class CheckpointStore:
     ) -> tuple[Found | None, list[str]]:
         with self._reading():
             for _ in range(_LOOKS):
-                with contextlib.suppress(VanishedError):
+                with contextlib.suppress(ChangedError):
                     return self._look(most_generation, is_final)
         raise CheckpointError(
-            f"{self._uri}: checkpoints were removed as fast as they were found, {_LOOKS} times. "
-            "Only the run's own writer may remove any; end others."
+            f"{self._uri} changed as fast as it was looked at, {_LOOKS} times. One writer at a "
+            "time is allowed; end the others."
         )
 
     def _look(self, most_generation: int | None, is_final: bool) -> tuple[Found | None, list[str]]:
@@ -297,7 +297,7 @@ class CheckpointStore:
                 continue
             manifest = self._manifests.get(slot.name.stem)
             if manifest is None:
-                with contextlib.suppress(DamagedError, VanishedError):
+                with contextlib.suppress(DamagedError, ChangedError):
                     manifest = read_manifest(self._uri, slot)
             if manifest is not None and self._is_of_origin(manifest):
                 self._manifests[slot.name.stem] = manifest

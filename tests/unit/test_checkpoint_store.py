@@ -551,6 +551,22 @@ def test_one_that_is_removed_while_it_is_looked_for_is_no_damage(tmp_path, monke
     assert (place_of(found), skipped) == ((400, 1), [])
 
 
+def test_one_that_is_written_while_the_folder_is_listed_is_no_damage(tmp_path, monkeypatch):
+    """A listing of a local folder is no moment: it may show the manifest and not the .h5."""
+    store = store_in(tmp_path)
+    path = Path(save(store, 100))
+    real, listings = storage.list_folder, []
+
+    def early(uri: str) -> list[storage.Entry]:
+        listings.append(uri)
+        return [entry for entry in real(uri) if len(listings) > 1 or entry.name != path.name]
+
+    monkeypatch.setattr(storage, "list_folder", early)
+    found, skipped = store.newest()
+    assert (place_of(found), skipped) == ((100, 1), [])
+    assert len(listings) == 2
+
+
 def test_a_writer_that_never_stops_does_not_hold_the_reader_for_ever(tmp_path, monkeypatch):
     save(store_in(tmp_path), 100)
 
@@ -558,7 +574,7 @@ def test_a_writer_that_never_stops_does_not_hold_the_reader_for_ever(tmp_path, m
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(storage, "read_whole", gone)
-    with pytest.raises(CheckpointError, match="removed as fast as they were found, 5 times"):
+    with pytest.raises(CheckpointError, match="changed as fast as it was looked at, 5 times"):
         store_in(tmp_path).newest()
 
 
