@@ -41,6 +41,11 @@ class Slot:
         return all(entry is not None and entry.is_file for entry in (self.data, self.manifest))
 
     @property
+    def has_folder(self) -> bool:
+        """Whether a folder stands where a file belongs."""
+        return any(entry is not None and not entry.is_file for entry in (self.data, self.manifest))
+
+    @property
     def is_leftover(self) -> bool:
         """Whether a writer left its .h5 without a manifest; those of earlier versions are none."""
         has_data = self.data is not None and self.data.is_file

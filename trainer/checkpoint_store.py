@@ -175,7 +175,9 @@ class CheckpointStore:
             oldest = whole[keep - 1][0].name.order
             best = None if best_by is None else _best(whole, best_by, best_mode)
             gone = [
-                slot.name for slot, _ in own if slot.name.order < oldest and slot.name.stem != best
+                slot.name
+                for slot, _ in own
+                if slot.name.order < oldest and slot.name.stem != best and not slot.has_folder
             ]
             for name in gone:
                 self._remove(name)
@@ -235,12 +237,12 @@ class CheckpointStore:
         return path
 
     def _write(self, name: CheckpointName, packed: PackedCheckpoint, manifest: Manifest) -> None:
-        storage.write_whole(self._path(name.data), *packed.pieces)
         with contextlib.ExitStack() as undo:
             # A full disk needs the room back. A store that failed is not asked again: what it has
             # is no checkpoint without a manifest, and with one it is whole.
             if not is_remote(self._uri):
                 undo.callback(self._withdraw, name)
+            storage.write_whole(self._path(name.data), *packed.pieces)
             storage.write_whole(self._path(name.manifest), manifest.dump())
             undo.pop_all()
 

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from trainer.checkpoint import read_checkpoint, write_checkpoint
 from trainer.checkpoint_manifest import ManifestError, load_manifest, parse_name
 from trainer.checkpoint_store import CheckpointStore, Found, Origin
 from trainer.errors import CheckpointError
+from trainer.metric_names import is_more_better
 
 OURS = Origin("run-1", "job-a")
 OTHER_JOB = Origin("run-1", "job-b")
@@ -320,10 +323,22 @@ def test_what_is_no_checkpoint_is_left_alone(tmp_path):
     assert names(tmp_path) == sorted([*files((5, 1)), *others])
 
 
-def test_a_second_one_of_the_same_step_takes_the_place_of_the_first(tmp_path):
+def test_a_second_one_of_the_same_step_takes_the_place_of_the_first(tmp_path, monkeypatch):
     store = store_in(tmp_path)
-    save(store, 5)
+    save(store, 4)
+    path = save(store, 5)
+    seen: list[tuple[Any, list[str]]] = []
+    real = storage.write_whole
+
+    def look_first(path: str, *pieces: Any) -> None:
+        found, skipped = store.newest()
+        seen.append((place_of(found), [one.partition(" (")[0] for one in skipped]))
+        real(path, *pieces)
+
+    monkeypatch.setattr(storage, "write_whole", look_first)
     store.save(5, 1, {}, {"second": True}, kind="epoch")
+    # The new .h5 never stands beside the old manifest.
+    assert seen == [((4, 1), []), ((4, 1), [f"{path} is without a manifest"])]
     found, skipped = store.newest()
     assert found is not None
     assert (found.meta, skipped) == ({"second": True}, [])
@@ -366,7 +381,8 @@ def test_damaged_ones_do_not_count_among_the_kept(tmp_path):
     store = store_in(tmp_path)
     save(store, 100)
     save(store, 150)
-    for step, damage in ((200, "truncated"), (300, "no .h5"), (400, "no manifest")):
+    damages = ("truncated", "no .h5", "folder for the .h5", "no manifest")
+    for step, damage in zip((200, 300, 350, 400), damages, strict=True):
         DAMAGES[damage][0](Path(save(store, step)))
     store.prune(2, None, "auto")
     assert place_of(store.newest()[0]) == (150, 1)
@@ -374,7 +390,7 @@ def test_damaged_ones_do_not_count_among_the_kept(tmp_path):
     save(store, 250, 2)
     save(store, 260, 2)
     store.prune(2, None, "auto")
-    assert names(tmp_path) == sorted([*files((250, 2), (260, 2)), f"{stem(400)}.h5"])
+    assert names(tmp_path) == sorted([*files((250, 2), (260, 2), (350, 1)), f"{stem(400)}.h5"])
 
 
 def test_others_checkpoints_are_never_removed(tmp_path):
@@ -472,9 +488,8 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatc
         "storage, or name another place in checkpoint.uri."
     )
     assert place_of(store.newest()[0]) == (100, 1)
-    assert not Path(tmp_path, f"{stem(200)}.json").exists()
+    assert names(tmp_path) == files((100, 1))
     save(store, 200)
-    store.clean()
     assert names(tmp_path) == files((100, 1), (200, 1))
 
 
@@ -602,3 +617,19 @@ def test_a_manifest_with_other_fields_is_told(tmp_path, change, monkeypatch):
     monkeypatch.setattr("trainer.checkpoint_manifest._digest", lambda values: None)
     with pytest.raises(ManifestError, match="has other fields than a manifest: .*(run_id|more)"):
         load_manifest(json.dumps(values).encode())
+
+
+def test_metrics_of_which_more_is_better_are_known_by_their_names():
+    for name in ("accuracy", "val_auc", "val_sparse_categorical_accuracy", "F1_score", "r2"):
+        assert is_more_better(name)
+    for name in ("loss", "val_mae", "false_positives", "mine"):
+        assert not is_more_better(name)
+
+
+def test_neither_tensorflow_nor_ray_is_needed():
+    code = (
+        "import sys, trainer.checkpoint_store; "
+        "print(sorted({'tensorflow', 'keras', 'ray'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
