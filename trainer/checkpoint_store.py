@@ -70,7 +70,7 @@ class Found:
         path: Of the .h5, for `trainer.checkpoint.read_checkpoint`.
         step: Optimizer updates completed.
         generation: Of the gang that wrote it.
-        arrays: Read-only.
+        arrays: Large ones are read-only.
         meta: Plain values.
     """
 
