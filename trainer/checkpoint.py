@@ -90,7 +90,7 @@ def unpack(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any], str]:
                 )
             )
             meta: dict[str, Any] = json.loads(str(file.attrs["meta"]))
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"cannot be read: {error}") from error
     return arrays, meta, digest
 

@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError
-from tests.support.checkpoints import KILLS
+from tests.support.killed_writers import KILLS
 from tests.support.stores import FailingStore, s3_server
 from trainer.checkpoint import pack, read_checkpoint
 from trainer.checkpoint_store import CheckpointStore, Found, Origin
@@ -32,7 +32,7 @@ LARGE_ELEMENTS = 3_000_000  # 24 MB: a store gets it in three parts
 
 def killed_writers(folder: Path, mode: str) -> list[dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.checkpoints", str(folder), mode],
+        [sys.executable, "-m", "tests.support.killed_writers", str(folder), mode],
         capture_output=True,
         text=True,
         timeout=120,
@@ -56,7 +56,7 @@ def test_a_writer_killed_at_any_moment_shows_no_part_of_a_checkpoint(tmp_path):
             assert place >= look["acknowledged"], "a save that had returned is lost"
     deaths = [look for look in looks if "is_cut" in look]
     assert len(deaths) == KILLS
-    assert sum(look["acknowledged"] is not None for look in deaths) >= KILLS // 2
+    assert all(look["acknowledged"][1] >= 1 for look in deaths)
     assert any(look["is_cut"] for look in deaths)  # some were killed while they wrote
     assert len(looks) > 2 * KILLS
 
