@@ -26,9 +26,9 @@ from data_pipeline.errors import DataError, ReadError
 from data_pipeline.object_stores import is_remote
 from trainer.checkpoint import PackedCheckpoint, pack
 from trainer.checkpoint_folder import (
+    ChangedError,
     DamagedError,
     Slot,
-    VanishedError,
     list_slots,
     read_data,
     read_manifest,
@@ -70,7 +70,7 @@ class Found:
         path: Of the .h5, for `trainer.checkpoint.read_checkpoint`.
         step: Optimizer updates completed.
         generation: Of the gang that wrote it.
-        arrays: Read-only.
+        arrays: Large ones are read-only.
         meta: Plain values.
     """
 
@@ -175,7 +175,9 @@ class CheckpointStore:
             oldest = whole[keep - 1][0].name.order
             best = None if best_by is None else _best(whole, best_by, best_mode)
             gone = [
-                slot.name for slot, _ in own if slot.name.order < oldest and slot.name.stem != best
+                slot.name
+                for slot, _ in own
+                if slot.name.order < oldest and slot.name.stem != best and not slot.has_folder
             ]
             for name in gone:
                 self._remove(name)
@@ -235,12 +237,12 @@ class CheckpointStore:
         return path
 
     def _write(self, name: CheckpointName, packed: PackedCheckpoint, manifest: Manifest) -> None:
-        storage.write_whole(self._path(name.data), *packed.pieces)
         with contextlib.ExitStack() as undo:
             # A full disk needs the room back. A store that failed is not asked again: what it has
             # is no checkpoint without a manifest, and with one it is whole.
             if not is_remote(self._uri):
                 undo.callback(self._withdraw, name)
+            storage.write_whole(self._path(name.data), *packed.pieces)
             storage.write_whole(self._path(name.manifest), manifest.dump())
             undo.pop_all()
 
@@ -259,11 +261,11 @@ class CheckpointStore:
     ) -> tuple[Found | None, list[str]]:
         with self._reading():
             for _ in range(_LOOKS):
-                with contextlib.suppress(VanishedError):
+                with contextlib.suppress(ChangedError):
                     return self._look(most_generation, is_final)
         raise CheckpointError(
-            f"{self._uri}: checkpoints were removed as fast as they were found, {_LOOKS} times. "
-            "Only the run's own writer may remove any; end others."
+            f"{self._uri} changed as fast as it was looked at, {_LOOKS} times. One writer at a "
+            "time is allowed; end the others."
         )
 
     def _look(self, most_generation: int | None, is_final: bool) -> tuple[Found | None, list[str]]:
@@ -297,7 +299,7 @@ class CheckpointStore:
                 continue
             manifest = self._manifests.get(slot.name.stem)
             if manifest is None:
-                with contextlib.suppress(DamagedError, VanishedError):
+                with contextlib.suppress(DamagedError, ChangedError):
                     manifest = read_manifest(self._uri, slot)
             if manifest is not None and self._is_of_origin(manifest):
                 self._manifests[slot.name.stem] = manifest
