@@ -132,39 +132,6 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str
     return arrays, meta
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and what was wrong with those that were skipped."""
-    skipped = []
-    for path in sorted(folder.glob("step-*.h5"), reverse=True):
-        try:
-            read_checkpoint(path)
-        except CheckpointError as error:
-            skipped.append(str(error))
-            continue
-        return path, skipped
-    return None, skipped
-
-
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` that were written last.
-
-    Steps do not tell: after a damaged checkpoint the run goes on from an earlier one, and what it
-    then writes has smaller steps than the damaged file.
-    """
-    by_age = sorted(
-        folder.glob("step-*.h5"),
-        key=lambda path: (path.stat().st_mtime_ns, path.name),
-        reverse=True,
-    )
-    for path in by_age[keep:]:
-        path.unlink(missing_ok=True)
-
-
-def checkpoint_name(step: int) -> str:
-    """Names sort by step."""
-    return f"step-{step:010d}"
-
-
 def _write_frame(
     frame: IO[bytes], arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
 ) -> list[tuple[int, NDArray[Any]]]:
