@@ -85,8 +85,9 @@ class CheckpointStore:
     """Writes, finds and removes the checkpoints of one run.
 
     Everything blocks until storage has answered, at most for the patience that is set in the
-    environment (see `data_pipeline.storage`); Python's lock is free meanwhile. A store that
-    refuses is a DataError, except in `save` and `save_final`.
+    environment (see `data_pipeline.storage`); Python's lock is free meanwhile. What fails is a
+    CheckpointError; only where a run may be about to start (`newest`, `final`, `has_any`,
+    `last_generation`) a store that refuses is the user's mistake, a DataError.
 
     Args:
         uri: A folder, or a URI such as s3://bucket/prefix; made by the first save.
@@ -166,8 +167,11 @@ class CheckpointStore:
 
         Returns:
             Paths of the removed .h5 files.
+
+        Raises:
+            CheckpointError: Storage refuses or does not answer; what is gone is gone whole.
         """
-        with self._reading():
+        with self._removing():
             own = self._own(is_final=False)
             whole = [(slot, manifest) for slot, manifest in own if _fits(slot, manifest)]
             if len(whole) < keep:
@@ -187,8 +191,11 @@ class CheckpointStore:
         """Remove what writers that died left behind; for who is the only writer now.
 
         These are partial files, and .h5 files without a manifest that are older than a checkpoint.
+
+        Raises:
+            CheckpointError: Storage refuses or does not answer.
         """
-        with self._reading():
+        with self._removing():
             for entry in storage.list_folder(self._uri):
                 if _PARTIAL.fullmatch(entry.name) and entry.is_file:
                     storage.remove(self._path(entry.name))
@@ -332,6 +339,15 @@ class CheckpointStore:
             ) from error
         except ReadError as error:
             raise CheckpointError(f"checkpoints cannot be reached: {error}") from error
+
+    @contextlib.contextmanager
+    def _removing(self) -> Iterator[None]:
+        """As `_reading`; who may not remove is told so in the middle of a run."""
+        try:
+            with self._reading():
+                yield
+        except DataError as error:
+            raise CheckpointError(f"old checkpoints cannot be removed: {error}") from error
 
     def _path(self, file: str) -> str:
         return f"{self._uri}/{file}"

@@ -342,3 +342,17 @@ def test_neither_tensorflow_nor_ray_is_needed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_who_may_write_and_not_remove_is_told(memory, monkeypatch):
+    store = store_in("s3://bucket/run/checkpoints")
+    save(store, 100)
+    save(store, 200)
+
+    def refuse(path: str) -> None:
+        raise DataError(f"{path}: the store refuses access.")
+
+    monkeypatch.setattr(storage, "remove", refuse)
+    with pytest.raises(CheckpointError, match="old checkpoints cannot be removed: s3://.* refuses"):
+        store.prune(1, None, "auto")
+    assert place_of(store.newest()[0]) == (200, 1)
