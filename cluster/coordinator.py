@@ -4,11 +4,12 @@ It knows processes, not learning: what workers do is a callable named by a `Stag
 messages mean is told by a *delegate*, an object of the layer above, created in the coordinator's
 process. States and what each permits:
 
-    PLACING   resources and templates are awaited      -> FORMING, FAILED
-    FORMING   training processes are being forked      -> RUNNING, FORMING again after a failure
-    RUNNING   messages are passed to the delegate      -> FORMING (next stage, failure), DONE
-    DONE      the delegate's result is there           final
-    FAILED    an error is there                        final
+    PLACING   resources and templates are awaited        -> FORMING, FAILED
+    FORMING   hosts are replaced, processes are forked   -> RUNNING, FORMING again after a failure
+    RUNNING   messages are passed to the delegate        -> PAUSING, FORMING (next stage, failure), DONE
+    PAUSING   ranks take a snapshot and leave            -> FORMING (other hosts, or more of them)
+    DONE      the delegate's result is there             final
+    FAILED    an error is there                          final
 """
 
 import threading
@@ -19,14 +20,18 @@ from typing import Any, Protocol
 
 import ray
 
-from cluster.channel import Message
+from cluster.bulk import split
+from cluster.channel import CHAOS, Message
 from cluster.errors import CoordinatorLost, GangFailure, RetriesExhausted
+from cluster.faults import COORDINATOR, COORDINATOR_RANK, Fault, FaultPlan, strike
+from cluster.formation import Formation
 from cluster.gang import Gang, GangSpec, release
+from cluster.retry import Failed, RetryPolicy
 from cluster.template import resolve
 from configs.errors import UserCodeError
 
-_STOP_GRACE_S = 60.0
 _EVENTS_KEPT = 20_000
+_LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,13 @@ class Stage:
         name: Shown in events.
         workers: How many ranks take part.
         entry: `module:function`, called in each training process with (Channel, Launch).
+        is_elastic: Whether fewer ranks may take part where hosts are lost.
     """
 
     name: str
     workers: int
     entry: str
+    is_elastic: bool = False
 
 
 class Delegate(Protocol):
@@ -50,12 +57,24 @@ class Delegate(Protocol):
     Called by the coordinator's main thread only.
     """
 
+    def begin(self) -> int:
+        """Take possession of the run; returns the newest generation it ever had, or 0."""
+        ...
+
     def next_stage(self) -> Stage | None:
         """The stage to run now, or None at the end."""
         ...
 
-    def payload(self, stage: Stage, generation: int) -> Any:
+    def payload(self, stage: Stage, generation: int, workers: int) -> Any:
         """Plain values for the workers of a new generation."""
+        ...
+
+    def attachment(self, stage: Stage) -> tuple[str, Any] | None:
+        """A command and its body, of any size, that every rank gets after the payload."""
+        ...
+
+    def position(self) -> int:
+        """How far the run is, a number that only grows with work done: steps completed."""
         ...
 
     def on_message(self, message: Message) -> None:
@@ -66,8 +85,12 @@ class Delegate(Protocol):
         """A state change of the run, to be recorded."""
         ...
 
-    def on_recovered(self, failure: GangFailure, detected_s: float, recovered_s: float) -> None:
-        """A failure was answered by a new generation."""
+    def on_failure(self, failure: GangFailure, silent_s: float) -> None:
+        """A generation failed, `silent_s` after its last message, and another will follow."""
+        ...
+
+    def on_stacks(self, generation: int, stacks: dict[int, str]) -> None:
+        """What each rank of a stalled generation was doing."""
         ...
 
     def result(self, stopped: str | None) -> Any:
@@ -85,18 +108,24 @@ class RunSpec:
 
     Attributes:
         gang: What to place.
-        stall_after_s: Silence that counts as a failure.
-        max_failures: Failures that are answered by a new generation.
+        stall_after_s: Standstill that counts as a failure.
+        max_failures: Failures within the window that are answered by a new generation.
+        failure_window_s: The window.
         delegate: `module:Class`, created with `settings` and a function that emits live
             events.
         settings: Plain values.
+        chaos: A plan of faults (`cluster.faults`), or nothing.
+        chaos_seed: Of what the plan leaves to chance.
     """
 
     gang: GangSpec
     stall_after_s: float
     max_failures: int
+    failure_window_s: float
     delegate: str
     settings: Any
+    chaos: str = ""
+    chaos_seed: int = 0
 
 
 class Coordinator:
@@ -109,17 +138,24 @@ class Coordinator:
         self._changed = threading.Condition()
         self._stop_reason: str | None = None
         self._generation = 0
-        self._failures = 0
+        self._policy = RetryPolicy(spec.max_failures, spec.failure_window_s)
+        self._chaos = FaultPlan(())
+        if spec.chaos:
+            self._chaos = FaultPlan.parse(spec.chaos, spec.chaos_seed)
+        self._ready_since: float | None = None
+        self._looked_at = 0.0
+        self._began_at = 0
 
     def run(self) -> Any:
         """Take the run to its end and return the delegate's result.
 
         Raises:
             UserCodeError: The user's code raised.
-            RetriesExhausted: More than `max_failures` failures.
-            StartTimeout: The gang could not be placed.
+            RetriesExhausted: More failures than `max_failures` within the window.
+            StartTimeout: The gang could not be placed, or not be kept together.
         """
         delegate: Delegate = resolve(self._spec.delegate)(self._spec.settings, self._emit)
+        self._generation = delegate.begin()
         gang = Gang(self._spec.gang)
         try:
             self._record(delegate, "placing", workers=self._spec.gang.workers)
@@ -147,74 +183,131 @@ class Coordinator:
         self._stop_reason = self._stop_reason or reason
 
     def _run_stage(self, gang: Gang, stage: Stage, delegate: Delegate) -> None:
-        failure: GangFailure | None = None
-        failed_at = 0.0
+        """Form generations until one has brought the stage to its end."""
         while True:
             self._generation += 1
-            begin = time.monotonic()
+            formation: Formation | None = None
             try:
-                self._form(gang, stage, delegate)
-                for message in self._follow(gang, stage):
-                    delegate.on_message(message)
-                    if message.kind == "ready" and message.rank == 0 and failure is not None:
-                        delegate.on_recovered(failure, begin - failed_at, time.monotonic() - begin)
-                        failure = None
-                return
-            except GangFailure as error:
-                failure, failed_at = error, time.monotonic()
-                gang.kill()
-                self._count_failure(error, delegate)
+                formation = self._form(gang, stage, delegate)
+                for message in formation.follow():
+                    if message is not None and message.kind == "fault":
+                        self._note_fault(message, delegate)
+                    elif message is not None:
+                        delegate.on_message(message)
+                    self._look_around(gang, stage, delegate, formation)
+                if not formation.is_paused or self._stop_reason is not None:
+                    return
+            except GangFailure as failure:
+                self._answer(failure, gang, delegate, formation)
                 if self._stop_reason is not None:
                     return
 
-    def _form(self, gang: Gang, stage: Stage, delegate: Delegate) -> None:
-        self._record(delegate, "forming", stage=stage.name)
-        payload = delegate.payload(stage, self._generation)
-        pids = gang.form(self._generation, stage.workers, stage.entry, payload)
+    def _form(self, gang: Gang, stage: Stage, delegate: Delegate) -> Formation:
+        restored = gang.restore()
+        if restored.replaced or restored.lost:
+            self._record(delegate, "hosts", replaced=restored.replaced, lost=restored.lost)
+        workers = min(stage.workers, restored.workers) if stage.is_elastic else stage.workers
+        self._record(delegate, "forming", stage=stage.name, workers=workers)
+        self._began_at = delegate.position()
+        payload = delegate.payload(stage, self._generation, workers)
+        faults = tuple(self._chaos.for_rank(rank, workers) for rank in range(workers))
+        pids = gang.form(self._generation, workers, stage.entry, payload, faults)
+        attachment = delegate.attachment(stage)
+        if attachment is not None:
+            gang.send_large(split(*attachment))
         self._record(delegate, "formed", stage=stage.name, pids=pids)
+        return Formation(gang, self._generation, workers, self._spec.stall_after_s)
 
-    def _follow(self, gang: Gang, stage: Stage) -> "Any":
-        """Yield the delegate's messages until all ranks have finished and left."""
-        finished: set[int] = set()
-        left: set[int] = set()
-        stop_sent_at: float | None = None
-        for message in gang.messages(self._spec.stall_after_s):
-            if self._stop_reason is not None and stop_sent_at is None:
-                gang.send("stop", self._stop_reason)
-                stop_sent_at = time.monotonic()
-            if stop_sent_at is not None and time.monotonic() - stop_sent_at > _STOP_GRACE_S:
-                raise GangFailure(
-                    f"the workers did not stop within {_STOP_GRACE_S:g} s.", "stalled"
-                )
-            if message is None:
-                continue
-            if message.kind == "exception":
-                _raise_worker_error(message)
-            elif message.kind == "exited":
-                if message.rank not in finished:
-                    raise _exit_failure(message)
-                left.add(message.rank)
-                if len(left) == stage.workers:
-                    return
-            elif message.kind == "finished":
-                finished.add(message.rank)
-                yield message
-                if len(finished) == stage.workers:
-                    gang.send("leave")  # together: an early one would fail the others
+    def _look_around(
+        self, gang: Gang, stage: Stage, delegate: Delegate, formation: Formation
+    ) -> None:
+        """What may have to be asked of the ranks, for a reason that is not in their messages."""
+        if self._stop_reason is not None:
+            formation.ask("stop", self._stop_reason)
+        if not formation.is_ready:
+            return
+        now = time.monotonic()
+        self._ready_since = self._ready_since or now
+        self._strike(gang, delegate, formation, now - self._ready_since)
+        if now - self._looked_at < _LOOK_EVERY_S:
+            return
+        self._looked_at = now
+        reason = ""
+        if formation.leaving:
+            reason = f"ranks {sorted(formation.leaving)} are to go"
+        elif stage.is_elastic and gang.can_grow():
+            reason = "there is room for more workers"
+        if reason and formation.ask("pause", reason):
+            self._record(delegate, "pausing", reason=reason)
+
+    def _note_fault(self, message: Message, delegate: Delegate) -> None:
+        """A rank does to itself what the plan had for it; the coordinator's own comes this way."""
+        fault: Fault = message.body
+        self._chaos.fired(fault.number)
+        self._record(delegate, "chaos", fault=str(fault), rank=message.rank)
+        if fault.kind == COORDINATOR:
+            strike("kill")
+
+    def _strike(self, gang: Gang, delegate: Delegate, formation: Formation, now_s: float) -> None:
+        """Do what the chaos plan has for this moment."""
+        for fault, rank in self._chaos.due(now_s, gang.size):
+            self._record(delegate, "chaos", fault=str(fault), rank=rank)
+            formation.struck.append(fault.number)
+            if rank == COORDINATOR_RANK:
+                strike("kill")
+            elif fault.kind in Gang.STRIKES:
+                gang.strike(rank, fault.kind)
             else:
-                yield message
+                gang.send(CHAOS, (rank, fault))
 
-    def _count_failure(self, failure: GangFailure, delegate: Delegate) -> None:
-        self._failures += 1
+    def _answer(
+        self, failure: GangFailure, gang: Gang, delegate: Delegate, formation: Formation | None
+    ) -> None:
+        """End what is left of a generation, and wait as long as the policy says.
+
+        Raises:
+            UserCodeError: The failure is the user's.
+            RetriesExhausted: There were too many.
+        """
+        silent_s = time.monotonic() - formation.last_said if formation else 0.0
+        gang.kill()
+        struck = formation.struck if formation else []
+        if formation and formation.stacks:
+            delegate.on_stacks(self._generation, formation.stacks)
         self._record(
-            delegate, "failure", failure=failure.kind, rank=failure.rank, error=str(failure)
+            delegate,
+            "failure",
+            failure=failure.kind,
+            rank=failure.rank,
+            error=str(failure),
+            is_injected=bool(struck),
         )
-        if self._failures > self._spec.max_failures:
+        verdict = self._policy.judge(
+            Failed(
+                failure.kind,
+                failure.rank,
+                failure.cause,
+                failure.traceback,
+                delegate.position(),
+                bool(struck),
+                self._began_at,
+            ),
+            time.monotonic(),
+        )
+        if verdict.action == "users":
+            raise UserCodeError(verdict.reason, verdict.traceback)
+        if verdict.action == "give_up":
             raise RetriesExhausted(
-                f"{self._failures} failures, {self._spec.max_failures} are allowed "
-                f"(cluster.max_failures). The last: {failure} The logs of the workers are in "
+                f"{verdict.reason} The last: {failure} The logs of the workers are in "
                 f"{self._spec.gang.log_dir}; --resume goes on from the newest checkpoint."
             )
+        delegate.on_failure(failure, silent_s)
+        self._wait(verdict.delay_s)
+
+    def _wait(self, delay_s: float) -> None:
+        end = time.monotonic() + delay_s
+        while time.monotonic() < end and self._stop_reason is None:
+            time.sleep(min(0.1, delay_s))
 
     def _record(self, delegate: Delegate, state: str, **fields: Any) -> None:
         event = {"event": state, "generation": self._generation, **fields}
@@ -226,21 +319,6 @@ class Coordinator:
                 self._first_event += 1
             self._events.append(event)
             self._changed.notify_all()
-
-
-def _raise_worker_error(message: Message) -> None:
-    body = message.body
-    if body["is_user_error"]:
-        raise UserCodeError(body["message"], body["traceback"])
-    raise GangFailure(f"rank {message.rank} raised {body['error']}", "exception", message.rank)
-
-
-def _exit_failure(message: Message) -> GangFailure:
-    code = message.body
-    how = f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
-    return GangFailure(
-        f"the training process of rank {message.rank} {how}.", "exited", message.rank
-    )
 
 
 def _coordinator_lost(error: Exception) -> CoordinatorLost:

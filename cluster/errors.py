@@ -28,12 +28,23 @@ class GangFailure(EnvironmentFailure):
     Attributes:
         kind: What happened: exited, exception, host_lost, stalled or not_formed.
         rank: The rank it happened to, or -1.
+        traceback: Of an exception.
+        cause: What is the same when the same happens again; the message by default.
     """
 
-    def __init__(self, message: str, kind: str = "exited", rank: int = -1) -> None:
+    def __init__(
+        self,
+        message: str,
+        kind: str = "exited",
+        rank: int = -1,
+        traceback: str = "",
+        cause: str = "",
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.rank = rank
+        self.traceback = traceback
+        self.cause = cause or message
 
 
 class TemplateLost(EnvironmentFailure):

@@ -77,6 +77,14 @@ def session(
         ray.shutdown()
 
 
+def is_alive() -> bool:
+    """Whether the Ray that this process has joined still answers."""
+    try:
+        return ray.is_initialized() and any(node["Alive"] for node in ray.nodes())
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, TimeoutError):
+        return False
+
+
 def _use_token() -> None:
     """Show a cluster that asks for it the token this user has.
 

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from cluster.channel import Channel
+from cluster.faults import Fault
 from configs.errors import UserError
 
 _PR_SET_PDEATHSIG = 1
@@ -38,8 +39,8 @@ class Launch:
         entry: `module:function`, called with (Channel, Launch).
         payload: Plain values for the entry.
         log_file: Receives standard output and error, appended.
-        faults: What this rank is to suffer, in a rehearsal of failures.
-        stacks_file: Receives the stacks of all threads on SIGUSR1, appended.
+        faults: What a chaos plan has this process do to itself.
+        stacks_file: Receives the stacks of all threads on SIGUSR1; named by the host.
     """
 
     generation: int
@@ -48,7 +49,7 @@ class Launch:
     entry: str
     payload: Any
     log_file: str
-    faults: tuple[Any, ...] = ()
+    faults: tuple[Fault, ...] = ()
     stacks_file: str = ""
 
 
@@ -138,7 +139,12 @@ def _become_worker(launch: Launch, theirs: socket.socket, parent: int) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _redirect_output(launch.log_file)
         faulthandler.enable()
-        channel = Channel(Connection(theirs.detach()), launch.rank, launch.generation)
+        if launch.stacks_file:
+            stacks = os.open(launch.stacks_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            faulthandler.register(signal.SIGUSR1, stacks)
+        connection = Connection(theirs.detach())
+        channel = Channel(connection, launch.rank, launch.generation, launch.faults)
+        signal.signal(signal.SIGTERM, lambda *_: channel.leave())
         code = _run_entry(channel, launch)
     finally:
         sys.stdout.flush()
@@ -156,6 +162,7 @@ def _run_entry(channel: Channel, launch: Launch) -> int:
             "error": f"{type(error).__name__}: {error}",
             "message": str(error),
             "traceback": getattr(error, "traceback", ""),
+            "full_traceback": text,
             "is_user_error": isinstance(error, UserError),
         }
         with contextlib.suppress(OSError):

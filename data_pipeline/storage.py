@@ -55,6 +55,15 @@ class FileState:
     modified_ns: int
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What a folder lists: a file with its size, or a folder."""
+
+    name: str
+    size_bytes: int
+    is_file: bool
+
+
 def absolute(path: str) -> str:
     """The path as any working directory understands it; URIs are so already."""
     return path if is_remote(path) else str(Path(path).absolute())
@@ -112,6 +121,40 @@ def exists(path: str) -> bool:
     return True
 
 
+def list_folder(path: str) -> list[Entry]:
+    """What is in one folder, sorted by name, hidden names too; nothing if there is no such folder.
+
+    One listing. Raises as `new_file`.
+    """
+    if is_remote(path):
+        store = store_of(path)
+        selector = fs.FileSelector(store.inner(path), allow_not_found=True)
+        with failures_of(path):
+            found = store.system.get_file_info(selector)
+        entries = [Entry(info.base_name, info.size or 0, info.is_file) for info in found]
+    else:
+        entries = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(path) as listed:
+            for item in listed:
+                with contextlib.suppress(FileNotFoundError):  # removed since, or a broken link
+                    entries.append(Entry(item.name, item.stat().st_size, item.is_file()))
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def read_whole(path: str) -> bytes:
+    """All bytes of a file, read once.
+
+    Raises:
+        OSError: A local file cannot be read, or there is no such file.
+        DataError: The store refuses.
+        ReadError: The store does not answer.
+    """
+    if not is_remote(path):
+        return Path(path).read_bytes()
+    with open_file(path) as file, failures_of(path):
+        return bytes(file.read())
+
+
 def open_file(path: str, planned: FileState | None = None) -> pa.NativeFile:
     """A file for reading at any place; not to be shared between threads.
 
@@ -155,14 +198,7 @@ def new_file(path: str) -> Iterator[IO[bytes]]:
     if is_remote(path):
         whole = io.BytesIO()
         yield whole
-        store = store_of(path)
-        # A stream that is closed is an object, however much was written: so nothing but the store
-        # may fail between opening and closing.
-        with (
-            failures_of(path),
-            store.system.open_output_stream(store.inner(path), compression=None) as out,
-        ):
-            out.write(whole.getbuffer())
+        write_whole(path, whole.getbuffer())
         return
     target = Path(path)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
@@ -177,10 +213,24 @@ def new_file(path: str) -> Iterator[IO[bytes]]:
     sync(target.parent)
 
 
-def write_whole(path: str, data: bytes) -> None:
-    """Write a file whole or not at all; see `new_file`."""
-    with new_file(path) as file:
-        file.write(data)
+def write_whole(path: str, *pieces: bytes | memoryview) -> None:
+    """Write a file, whole or not at all, of pieces that follow each other; see `new_file`.
+
+    Nothing is copied on the way: pieces may be large.
+    """
+    if not is_remote(path):
+        with new_file(path) as file:
+            file.writelines(pieces)
+        return
+    store = store_of(path)
+    # A stream that is closed is an object, however much was written: so nothing but the store may
+    # fail between opening and closing.
+    with (
+        failures_of(path),
+        store.system.open_output_stream(store.inner(path), compression=None) as out,
+    ):
+        for piece in pieces:
+            out.write(piece)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from configs.errors import EnvironmentFailure, UserError
     from configs.schema import Job as Job
     from data_pipeline.arrays import from_arrays, from_dataset
-    from lockstep.api import Interrupted, Run, train, verify
+    from lockstep.api import Run, train, verify
     from lockstep.api import TrainOptions as TrainOptions
+    from lockstep.follow import Interrupted
 
 __all__ = [
     "EnvironmentFailure",
@@ -27,6 +28,7 @@ __all__ = [
 
 _HOME = {
     "EnvironmentFailure": "configs.errors",
+    "Interrupted": "lockstep.follow",
     "UserError": "configs.errors",
     "Job": "configs.schema",
     "TrainOptions": "lockstep.api",

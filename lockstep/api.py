@@ -1,7 +1,7 @@
 """The Python side of the front door: `train`, and the run that it returns.
 
-Also what the command line calls. Owns the sequence of a run as its driver sees it: check, plan,
-start, follow, stop.
+Also what the command line calls. Owns what comes before a run starts: check, plan, open. The rest
+is `lockstep.follow`'s.
 """
 
 import inspect
@@ -10,83 +10,28 @@ import os
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cluster.coordinator import RunHandle, RunSpec
+from cluster.faults import FaultPlan
 from cluster.gang import GangSpec
 from cluster.runtime import Need, session
 from configs.errors import UserError
 from configs.load import load_job
 from configs.schema import Job
+from lockstep.follow import Interrupted, Listener, RunPlan, SilentListener, drain, follow
 from trainer.certificate import VerifySettings
 from trainer.payloads import PlannedData, TrainingSettings
 from trainer.preflight import open_sources, plan_data
-from trainer.probe import IN_PROBE, ModelFacts, start_probe
-from trainer.run_folder import RunFolder, open_run_folder
+from trainer.probe import IN_PROBE, start_probe
+from trainer.run_folder import open_run_folder
 
 _PRELOAD = ("trainer.worker", "trainer.export")
 _PRELOAD_VERIFY = ("trainer.verify",)
-_POLL_S = 0.25
-_STOP_TIMEOUT_S = 90.0
-
-
-class Interrupted(UserError):
-    """The user stopped the run; a checkpoint is kept."""
-
-    exit_status = 130
-
-
-class Listener(Protocol):
-    """What is told while a run goes on; all methods may do nothing."""
-
-    def converting(self, role: str, done_bytes: int, all_bytes: int) -> None:
-        """Files that are not Parquet are converted; from any thread, one call at a time."""
-
-    def planned(self, plan: "RunPlan") -> None:
-        """Everything is checked and nothing has started."""
-
-    def warned(self, warning: str) -> None:
-        """Something the user should know."""
-
-    def event(self, event: dict[str, Any]) -> None:
-        """A live event of the run."""
-
-    def stopping(self) -> None:
-        """A stop was asked for."""
-
-
-class SilentListener:
-    """Tells nothing."""
-
-    def converting(self, role: str, done_bytes: int, all_bytes: int) -> None:
-        """Ignored."""
-
-    def planned(self, plan: "RunPlan") -> None:
-        """Ignored."""
-
-    def warned(self, warning: str) -> None:
-        """Ignored."""
-
-    def event(self, event: dict[str, Any]) -> None:
-        """Ignored."""
-
-    def stopping(self) -> None:
-        """Ignored."""
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """A run before it starts."""
-
-    job: Job
-    folder: RunFolder
-    data: PlannedData
-    model: ModelFacts
 
 
 @dataclass(frozen=True)
@@ -98,12 +43,14 @@ class TrainOptions:
         is_resume: Go on from the newest checkpoint.
         address: A Ray cluster to join; None for an embedded Ray.
         is_verbose: Show what TensorFlow and Ray log.
+        chaos: A plan of faults to go through (docs/failures.md); nothing by default.
     """
 
     run_id: str | None = None
     is_resume: bool = False
     address: str | None = None
     is_verbose: bool = False
+    chaos: str = ""
 
 
 class Run:
@@ -184,6 +131,8 @@ def train(
     elif sections:
         raise UserError(f"{sorted(sections)} have no effect without a model function.")
     loaded = load_job(job, overrides)
+    if options.chaos:
+        FaultPlan.parse(options.chaos).check(loaded.cluster.workers)
     sources, layout = open_sources(loaded, listener.converting, listener.warned)
     probe = start_probe(loaded, layout)
     need = Need(
@@ -199,7 +148,7 @@ def train(
             listener.planned(plan)
             for warning in (*facts.warnings, *_data_warnings(data), *warnings):
                 listener.warned(warning)
-            _follow(RunHandle(_run_spec(plan)), listener)
+            follow(_run_spec(plan, options.chaos), listener)
     finally:
         probe.kill()
     return Run(folder.path)
@@ -251,14 +200,9 @@ def verify(
             settings = VerifySettings(
                 with_absolute_paths(loaded), data.with_absolute_paths(), tuple(workers), steps
             )
-            spec = RunSpec(
-                _gang_spec(loaded, f"verify-{secrets.token_hex(4)}", folder, _PRELOAD_VERIFY),
-                cluster.stall_after_s,
-                cluster.max_failures,
-                "trainer.certificate:Verification",
-                settings,
-            )
-            certificate = _drain(RunHandle(spec), listener)
+            gang = _gang_spec(loaded, f"verify-{secrets.token_hex(4)}", folder, _PRELOAD_VERIFY)
+            spec = _spec(loaded, gang, "trainer.certificate:Verification", settings)
+            certificate = drain(RunHandle(spec), listener)
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         probe.kill()
@@ -288,11 +232,25 @@ def _gang_spec(job: Job, name: str, log_dir: str, preload: tuple[str, ...]) -> G
         environment=_worker_environment(cluster.gpus_per_worker),
         log_dir=log_dir,
         start_timeout_s=cluster.start_timeout_s,
+        min_workers=cluster.min_workers or cluster.workers,
+        standbys=cluster.standbys,
+        replace_timeout_s=cluster.replace_timeout_s,
     )
 
 
-def _run_spec(plan: RunPlan) -> RunSpec:
-    cluster = plan.job.cluster
+def _spec(job: Job, gang: GangSpec, delegate: str, settings: Any) -> RunSpec:
+    cluster = job.cluster
+    return RunSpec(
+        gang,
+        cluster.stall_after_s,
+        cluster.max_failures,
+        cluster.failure_window_s,
+        delegate,
+        settings,
+    )
+
+
+def _run_spec(plan: RunPlan, chaos: str) -> RunSpec:
     folder = plan.folder.path
     gang = _gang_spec(plan.job, plan.folder.run_id, str(folder / "logs"), _PRELOAD)
     settings = TrainingSettings(
@@ -300,15 +258,11 @@ def _run_spec(plan: RunPlan) -> RunSpec:
         plan.folder.run_id,
         str(folder),
         plan.data.with_absolute_paths(),
+        plan.folder.checkpoints,
         plan.folder.is_resumed,
     )
-    return RunSpec(
-        gang,
-        cluster.stall_after_s,
-        cluster.max_failures,
-        "trainer.supervisor:TrainingSupervisor",
-        settings,
-    )
+    spec = _spec(plan.job, gang, "trainer.supervisor:TrainingSupervisor", settings)
+    return replace(spec, chaos=chaos, chaos_seed=plan.job.train.seed)
 
 
 def with_absolute_paths(job: Job) -> Job:
@@ -352,45 +306,6 @@ def _worker_environment(gpus: int) -> dict[str, str]:
         IN_PROBE: "1",
     }
     return environment if gpus else {**environment, "CUDA_VISIBLE_DEVICES": "-1"}
-
-
-def _drain(handle: RunHandle, listener: Listener) -> dict[str, Any]:
-    """Pass events on until the run has ended; Ctrl-C asks for a clean stop, twice ends it.
-
-    Returns the delegate's result.
-    """
-    stop_asked_at: float | None = None
-    while True:
-        try:
-            is_finished = handle.is_finished()
-            for event in handle.events(0.0 if is_finished else _POLL_S):
-                listener.event(event)
-            if is_finished:
-                break
-            if stop_asked_at is not None and time.monotonic() - stop_asked_at > _STOP_TIMEOUT_S:
-                handle.kill()
-                raise Interrupted("stopped; the workers did not answer, they were ended.")
-        except KeyboardInterrupt:
-            if stop_asked_at is not None:
-                handle.kill()
-                raise Interrupted("ended at once; the newest checkpoint is kept.") from None
-            stop_asked_at = time.monotonic()
-            listener.stopping()
-            handle.request_stop("Ctrl-C")
-    result: dict[str, Any] = handle.result()
-    return result
-
-
-def _follow(handle: RunHandle, listener: Listener) -> None:
-    """Follow a training run to its end."""
-    summary = _drain(handle, listener)
-    if summary["status"] == "interrupted":
-        raise Interrupted(
-            f"stopped after step {summary['steps']}; the checkpoint is in {summary['run_folder']}. "
-            "Go on with --resume."
-            if summary["steps"]
-            else "stopped before the first step; there is no checkpoint yet."
-        )
 
 
 def _job_from_function(function: Callable[..., Any], sections: dict[str, Any]) -> dict[str, Any]:

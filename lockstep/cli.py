@@ -1,14 +1,17 @@
 """The `lockstep` command: each command a few lines, heavy imports inside it.
 
-Exit status: 0 done, 1 `verify` found a difference that nothing explains, 2 the user's mistake, 3
-the environment failed for good, 130 interrupted.
+Exit status: 0 done, 1 a comparison found a difference that nothing explains, 2 the user's mistake,
+3 the environment failed for good, 130 interrupted.
 """
 
+import contextlib
 import json
 import logging
 import math
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -69,9 +72,17 @@ def train(
         str | None, typer.Option(help="A Ray cluster to join; embedded Ray without it.")
     ] = None,
     verbose: Annotated[bool, typer.Option(help="Show what TensorFlow and Ray log.")] = False,
+    chaos: Annotated[
+        str, typer.Option(metavar="PLAN", help="Faults to go through, such as kill:any@every=20s.")
+    ] = "",
+    chaos_compare: Annotated[
+        bool, typer.Option(help="Train undisturbed too, and compare the weights. Status 1: differ.")
+    ] = False,
     is_json: Json = False,
 ) -> None:
     """Train a job with its workers, evaluate, and write the artifact."""
+    if chaos_compare and not chaos:
+        raise UserError("--chaos-compare has no effect without --chaos. Give a plan, or leave it.")
     changes = list(overrides or [])
     if workers is not None:
         changes.append(f"cluster.workers={workers}")
@@ -84,15 +95,24 @@ def train(
 
     console = _console(is_stderr=is_json)
     view = render.TrainingView(console)
-    options = api.TrainOptions(run_id, resume, address, verbose)
-    try:
-        run = api.train(loaded, options=options, listener=view)
-    finally:
-        view.close()
+    options = api.TrainOptions(run_id, resume, address, verbose, chaos)
+    comparison: dict[str, Any] = {}
+    with _terminable():
+        try:
+            run = api.train(loaded, options=options, listener=view)
+            if chaos_compare:
+                from lockstep.chaos import compare_with_undisturbed
+
+                comparison = compare_with_undisturbed(run, loaded, options=options, listener=view)
+        finally:
+            view.close()
     if is_json:
-        _print_json(run.summary)
+        _print_json(run.summary | ({"comparison": comparison} if comparison else {}))
     else:
         render.show_summary(console, run.summary)
+        render.show_comparison(console, comparison)
+    if comparison.get("verdict") == "differs":
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -268,6 +288,16 @@ def _be_quiet() -> None:
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM asks for a clean stop, as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _finite(value: Any) -> Any:

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from lockstep.api import RunPlan, SilentListener
+from lockstep.follow import RunPlan, SilentListener
 
 _RATE_WINDOW_S = 5.0
 
@@ -116,15 +116,32 @@ class TrainingView:
         text = event["error"].splitlines()[0]
         self._console.print(f"[yellow]failure:[/] {text}", highlight=False)
 
+    def _show_chaos(self, event: dict[str, Any]) -> None:
+        self._console.print(f"chaos: {event['fault']}", highlight=False)
+
     def _show_recovered(self, event: dict[str, Any]) -> None:
         self._console.print(
-            f"recovered in {event['recovered_s']:.1f} s, generation {event['generation']}"
-            if "generation" in event
-            else f"recovered in {event['recovered_s']:.1f} s"
+            f"recovered in {event['recovered_s']:.1f} s, {event['steps_replayed']} steps again",
+            highlight=False,
         )
+
+    def _show_pausing(self, event: dict[str, Any]) -> None:
+        self._console.print(f"forming anew: {event['reason']}", highlight=False)
+
+    def _show_hosts(self, event: dict[str, Any]) -> None:
+        for host in event["replaced"]:
+            self._console.print(f"rank {host['rank']} is on {host['node']} now", highlight=False)
+        if event["lost"]:
+            self.warned(f"{len(event['lost'])} workers are gone and not replaced.")
+
+    def _show_stacks(self, event: dict[str, Any]) -> None:
+        self._console.print(f"the workers' stacks: {event['path']}", soft_wrap=True)
 
     def _show_checkpoint_skipped(self, event: dict[str, Any]) -> None:
         self.warned(f"checkpoint skipped: {event['reason']}")
+
+    def _show_checkpoint_failed(self, event: dict[str, Any]) -> None:
+        self.warned(f"checkpoint not written, training goes on: {event['error']}")
 
     def _show_progress(self, event: dict[str, Any]) -> None:
         plan = self._plan
@@ -202,6 +219,16 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     folder = summary["run_folder"]
     for label, path in (("artifact", summary["artifact"]), ("report", f"{folder}/report.html")):
         console.print(f"{label}: {path}", soft_wrap=True, highlight=False)
+
+
+def show_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
+    """What chaos did to the weights; nothing where there was no comparison."""
+    if comparison:
+        console.print(
+            f"weights after {comparison['failures']} failures and undisturbed: "
+            f"{comparison['verdict']} (greatest difference {comparison['greatest']:.1e})",
+            highlight=False,
+        )
 
 
 class VerifyView(SilentListener):

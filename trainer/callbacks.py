@@ -6,6 +6,7 @@ they changed, weights, learning rate or `stop_training`, is broadcast, so ranks 
 With one worker the shadow is the model itself.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", 
 _TEST_HOOKS = ("on_test_begin", "on_test_end")
 _TEST_BATCH_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
 _PLAIN = (bool, int, float, str, type(None))
+_LOG_BYTES = "bytes written"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class CallbackRunner:
         for callback in self._callbacks:
             if state and isinstance(callback, keras.callbacks.CSVLogger):
                 callback.append = True
+        for index, callback in enumerate(self._callbacks):
+            _cut_log(callback, state.get(str(index), {}))
         self._call("on_train_begin")
         for index, callback in enumerate(self._callbacks):
             _restore_callback(callback, state.get(str(index), {}), arrays, index)
@@ -155,6 +159,8 @@ class CallbackRunner:
                 elif _is_array_list(value):
                     for place, array in enumerate(value):
                         arrays[f"callbacks/{index}/{name}/{place:04d}"] = np.asarray(array)
+            if isinstance(callback, keras.callbacks.CSVLogger):
+                plain[str(index)][_LOG_BYTES] = _log_bytes(callback)
         return plain, arrays
 
     def _overrides(self, hooks: Sequence[str]) -> bool:
@@ -223,6 +229,21 @@ def _has_hook(callback: keras.callbacks.Callback, hook: str) -> bool:
     """Whether a hook does something; it may be the instance's, as in LambdaCallback."""
     own = getattr(callback, hook)
     return getattr(own, "__func__", own) is not getattr(keras.callbacks.Callback, hook)
+
+
+def _log_bytes(callback: keras.callbacks.CSVLogger) -> int:
+    if callback.csv_file is not None and not callback.csv_file.closed:
+        callback.csv_file.flush()
+    path = Path(callback.filename)
+    return path.stat().st_size if path.exists() else 0
+
+
+def _cut_log(callback: keras.callbacks.Callback, state: dict[str, Any]) -> None:
+    """Take back the lines of epochs that will be trained to their end once more."""
+    if isinstance(callback, keras.callbacks.CSVLogger) and _LOG_BYTES in state:
+        path = Path(callback.filename)
+        if path.exists() and path.stat().st_size > state[_LOG_BYTES]:
+            os.truncate(path, state[_LOG_BYTES])
 
 
 def _restore_callback(

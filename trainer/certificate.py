@@ -75,7 +75,19 @@ class Verification:
             return Stage(_REORDERED, 1, "trainer.verify:reordered")
         return None
 
-    def payload(self, stage: Stage, generation: int) -> Any:
+    def begin(self) -> int:
+        """A verification is new."""
+        return 0
+
+    def attachment(self, stage: Stage) -> tuple[str, Any] | None:
+        """Nothing."""
+        return None
+
+    def position(self) -> int:
+        """Stages that are done."""
+        return len(self._outcomes)
+
+    def payload(self, stage: Stage, generation: int, workers: int) -> Any:
         """The job with this stage's number of workers."""
         self._running = stage.name
         job = self._settings.job
@@ -93,8 +105,11 @@ class Verification:
         """Pass on."""
         self._emit(event)
 
-    def on_recovered(self, failure: GangFailure, detected_s: float, recovered_s: float) -> None:
+    def on_failure(self, failure: GangFailure, silent_s: float) -> None:
         """Nothing is kept of it: a stage that is run again gives the same."""
+
+    def on_stacks(self, generation: int, stacks: dict[int, str]) -> None:
+        """The logs are in the folder that stays where something fails."""
 
     def result(self, stopped: str | None) -> dict[str, Any]:
         """The certificate."""

@@ -1,29 +1,97 @@
-"""Checkpoints on storage: whole or not at all, found again newest first. No TensorFlow.
+"""The file of a checkpoint: arrays and plain values in HDF5, sealed with a digest. No TensorFlow.
 
-A checkpoint is one .h5 file, `step-0000001234.h5`: arrays as datasets, the rest as JSON in an
-attribute. It is written under a temporary name, synced, and renamed. HDF5 leaves the first 512
-bytes (the user block) to us: they hold the digest of all that follows. It is checked before HDF5
-sees the file, because its library can crash the process on a damaged one.
+Arrays are datasets, the rest is JSON in an attribute. HDF5 leaves the first 512 bytes (the user
+block) to us: they hold the digest of all that follows. It is checked before HDF5 sees the file,
+because its library can crash the process on a damaged one.
+
+HDF5 holds Python's lock as long as it writes or reads, and it fills files back and forth. So it
+lays out the frame alone: contents and numbers; the arrays, nearly all of a file, are put between
+by us, from memory in one pass, and are looked at in place when a file was read. Whose checkpoint
+it is, and which is the newest, is `trainer.checkpoint_store`'s.
 """
 
-import contextlib
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
-from io import BufferedRandom, BufferedReader
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.storage import sync
+from data_pipeline import storage
 from trainer.errors import CheckpointError
 
 _FORMAT = 1
 _HEADER_BYTES = 512  # the smallest user block of HDF5
+_ALIGNMENT_BYTES = 64  # of arrays in the file: a whole number of any element
+
+
+@dataclass(frozen=True)
+class PackedCheckpoint:
+    """A checkpoint's file, ready to be written.
+
+    Attributes:
+        pieces: What follows each other in the file; arrays are not copied.
+        size_bytes: Of all pieces.
+        sha256: Digest of what follows the user block, as the user block says it.
+    """
+
+    pieces: list[bytes | memoryview]
+    size_bytes: int
+    sha256: str
+
+
+def pack(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> PackedCheckpoint:
+    """Lay out a file and hash it; the arrays must not change until it is written.
+
+    Raises:
+        OSError, RuntimeError: HDF5 cannot hold this.
+    """
+    pieces: list[bytes | memoryview] = []
+    with open(os.memfd_create("checkpoint"), "w+b") as frame:  # its holes take no memory
+        placed = _write_frame(frame, arrays, meta)
+        frame.seek(_HEADER_BYTES)
+        for offset, array in sorted(placed, key=lambda item: item[0]):
+            pieces.append(frame.read(offset - frame.tell()))
+            pieces.append(memoryview(array.reshape(-1).view(np.uint8)))
+            frame.seek(array.nbytes, os.SEEK_CUR)
+        pieces.append(frame.read())
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    size_bytes = _HEADER_BYTES + sum(len(piece) for piece in pieces)
+    header = _header(digest.hexdigest())
+    return PackedCheckpoint([header, *pieces], size_bytes, digest.hexdigest())
+
+
+def unpack(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any], str]:
+    """Arrays, meta and digest of the bytes of a file; the arrays are read-only views of them.
+
+    Raises:
+        CheckpointError: What is wrong with them, as what could follow the name of the file.
+    """
+    digest = hashlib.sha256(memoryview(data)[_HEADER_BYTES:]).hexdigest()
+    if data[:_HEADER_BYTES] != _header(digest):
+        raise CheckpointError("is damaged: its digest does not fit its content.")
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:  # shares the bytes
+            file.visititems(
+                lambda key, item: (
+                    arrays.__setitem__(key, _view(item, data))
+                    if isinstance(item, h5py.Dataset)
+                    else None
+                )
+            )
+            meta: dict[str, Any] = json.loads(str(file.attrs["meta"]))
+    except (OSError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"cannot be read: {error}") from error
+    return arrays, meta, digest
 
 
 def write_checkpoint(
@@ -34,46 +102,32 @@ def write_checkpoint(
     Raises:
         CheckpointError: Storage refuses it.
     """
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
     path = folder / f"{name}.h5"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w", userblock_size=_HEADER_BYTES) as file:
-            for key, array in arrays.items():
-                file.create_dataset(key, data=array)
-            file.attrs["meta"] = json.dumps(meta)
-        _seal(temporary)
-        os.replace(temporary, path)
-        sync(folder)
-    except (OSError, RuntimeError) as error:  # h5py raises RuntimeError where storage is full
+        packed = pack(arrays, meta)
+        storage.make_folder(str(folder))
+        storage.write_whole(str(path), *packed.pieces)
+    except (OSError, RuntimeError) as error:
         raise CheckpointError(f"cannot write {path}: {error}. Free the storage.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return path
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Arrays and meta of a checkpoint.
+def read_checkpoint(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Arrays (read-only) and meta of a checkpoint, from a local path or a store.
 
     Raises:
         CheckpointError: Unreadable, or its digest does not fit.
+        DataError: The store refuses.
+        ReadError: The store does not answer.
     """
     try:
-        if not _is_whole(path):
-            raise CheckpointError(f"{path} is damaged: its digest does not fit its content.")
-        arrays: dict[str, NDArray[Any]] = {}
-        with h5py.File(path, "r") as file:
-            file.visititems(
-                lambda key, item: (
-                    arrays.__setitem__(key, np.asarray(item))
-                    if isinstance(item, h5py.Dataset)
-                    else None
-                )
-            )
-            meta: dict[str, Any] = json.loads(str(file.attrs["meta"]))
-    except (OSError, KeyError, RuntimeError) as error:
+        data = storage.read_whole(str(path))
+    except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    try:
+        arrays, meta, _ = unpack(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from error
     return arrays, meta
 
 
@@ -110,24 +164,43 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:010d}"
 
 
-def _seal(path: Path) -> None:
-    """Write the digest in front of the content, and sync."""
-    with path.open("r+b") as file:
-        file.seek(_HEADER_BYTES)
-        header = _header(file)
-        file.seek(0)
-        file.write(header)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_frame(
+    frame: IO[bytes], arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
+) -> list[tuple[int, NDArray[Any]]]:
+    """Write all but the elements of arrays; returns where each array's elements belong."""
+    placed = []
+    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    with h5py.File(
+        frame,
+        "w",
+        userblock_size=_HEADER_BYTES,
+        alignment_threshold=1,
+        alignment_interval=_ALIGNMENT_BYTES,
+    ) as file:
+        for key, array in arrays.items():
+            if not array.shape:  # h5py places these late in any case
+                file.create_dataset(key, data=array)
+                continue
+            dataset = file.create_dataset(key, array.shape, array.dtype, dcpl=early)
+            if array.nbytes:
+                placed.append((dataset.id.get_offset(), np.ascontiguousarray(array)))
+        file.attrs["meta"] = json.dumps(meta)
+    return placed
 
 
-def _is_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(_HEADER_BYTES) == _header(file)
+def _view(dataset: h5py.Dataset, data: bytes) -> NDArray[Any]:
+    """The elements of a dataset where they lie in the file."""
+    shape, dtype = dataset.shape, dataset.dtype
+    offset = dataset.id.get_offset()
+    count = int(np.prod(shape))
+    if not count or offset is None or dataset.id.get_storage_size() != count * dtype.itemsize:
+        return np.asarray(dataset)
+    return np.frombuffer(data, dtype, count, offset).reshape(shape)
 
 
-def _header(file: BufferedReader | BufferedRandom) -> bytes:
-    """What stands in front of the content that `file` is about to read."""
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
+def _header(digest: str) -> bytes:
+    """What stands in front of content with this digest."""
     text = f"lockstep checkpoint, format {_FORMAT}\nsha256 of what follows: {digest}\n"
     return text.encode().ljust(_HEADER_BYTES, b"\0")

@@ -1,6 +1,6 @@
 """Distributed evaluation: every row counted once, by whichever worker holds it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import keras
@@ -14,6 +14,7 @@ from data_pipeline.reader import ChunkRows, EvaluationChunks, EvaluationCut
 from data_pipeline.scan import LabelSummary
 from trainer import keras_adapter
 from trainer.batch import Scorer
+from trainer.metric_names import is_more_better
 from trainer.step import EvaluationStep
 from trainer.strategy import Group
 
@@ -52,6 +53,9 @@ class Evaluator:
         has_weights: Whether rows have weights.
         global_batch_size: Rows of a training step; evaluation uses no smaller parts, and the same
             batches where results depend on them.
+
+    Attributes:
+        mark: Called before each chunk of rows; to be replaced by whoever wants to know.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Evaluator:
         has_weights: bool,
         global_batch_size: int,
     ) -> None:
+        self.mark: Callable[[], None] = lambda: None
         self._model = model
         self._group = group
         self._layout = layout
@@ -96,6 +101,7 @@ class Evaluator:
             self._run_in_step(arrived, chunks.chunks, constant, hooks)
         else:
             for arrays in arrived:
+                self.mark()
                 self._step.run(ChunkRows(*arrays), constant)
         results = metric_results(self._model, self._group)
         if hooks is not None:
@@ -109,6 +115,7 @@ class Evaluator:
         calls = int(self._group.gather(np.array([chunks], np.int64)).max())
         at = 0
         for _ in range(calls):
+            self.mark()
             hooks.on_test_batch_begin(at)
             arrays = next(arrived, None)
             steps = 0
@@ -174,17 +181,10 @@ def constant_candidates(labels: LabelSummary, output_width: int) -> list[NDArray
     ]
 
 
-_MORE_IS_BETTER = (
-    *("accuracy", "auc", "precision", "recall", "f1", "fbeta", "r2", "iou", "cosine"),
-    *("true_positives", "true_negatives", "sensitivity", "specificity", "correlation"),
-)
-
-
 def best_of(results: list[dict[str, float]]) -> dict[str, float]:
     """For each metric the best value that any of several predictions reached."""
     best: dict[str, float] = {}
     for name in results[0] if results else ():
         values = [result[name] for result in results]
-        more = any(word in name.lower() for word in _MORE_IS_BETTER)
-        best[name] = max(values) if more else min(values)
+        best[name] = max(values) if is_more_better(name) else min(values)
     return best

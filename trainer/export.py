@@ -24,7 +24,6 @@ from cluster.template import Launch
 from data_pipeline.encoding import ENCODED_ENDPOINT, encoding_record
 from data_pipeline.features import InputColumn, InputLayout
 from trainer import keras_adapter
-from trainer.checkpoint import read_checkpoint
 from trainer.learner import example_batch
 from trainer.model import build_model, parameter_count
 from trainer.payloads import ExportPayload
@@ -32,6 +31,7 @@ from trainer.preprocessing import RawRows, raw_spec
 from trainer.state import restore
 
 _LEAVE_TIMEOUT_S = 120.0
+_WEIGHTS_TIMEOUT_S = 120.0
 
 
 def main(channel: Channel, launch: Launch) -> None:
@@ -40,9 +40,9 @@ def main(channel: Channel, launch: Launch) -> None:
     job = payload.job
     model = build_model(job, payload.layout, payload.statistics)
     keras_adapter.build_training_state(model, *example_batch(payload.layout, False))
-    arrays, _ = read_checkpoint(Path(payload.checkpoint))
-    restore(model, arrays)
+    restore(model, channel.take("weights", _WEIGHTS_TIMEOUT_S))
     channel.send("ready", None)
+    channel.mark("export")
     folder = Path(payload.folder)
     write_artifact(
         folder, model, payload.layout, payload.lineage, job.export.h5, job.export.saved_model

@@ -37,6 +37,7 @@ class Learner:
         step: Its compiled training step.
         share: This rank's rows of the training data.
         chunks: Their chunks.
+        evaluator: Evaluates its model.
     """
 
     def __init__(self, job: Job, data: PlannedData, group: Group) -> None:
@@ -68,7 +69,7 @@ class Learner:
         self.chunks = TrainingChunks(
             self.share, self._readers["train"], layout, job.train.epochs, scorer.needs_places
         )
-        self._evaluator = Evaluator(
+        self.evaluator = Evaluator(
             self.model, self.group, layout, scorer, has_weights, job.train.global_batch_size
         )
 
@@ -91,7 +92,7 @@ class Learner:
         block_rows = self._data.scans[role].block_rows
         if most_rows is not None:
             block_rows = first_blocks(block_rows, most_rows)
-        return self._evaluator.evaluate(self._readers[role], block_rows, constant, hooks)
+        return self.evaluator.evaluate(self._readers[role], block_rows, constant, hooks)
 
     def make_shadow(self) -> keras.Model:
         """The same model outside of the strategy."""

@@ -4,6 +4,7 @@ All ranks take the same path through this file: how many steps a call has, when 
 snapshot follow from the plan and from values that were summed over all ranks.
 """
 
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -22,10 +23,11 @@ from trainer import keras_adapter
 from trainer.callbacks import CallbackRunner
 from trainer.curves import CurveWriter
 from trainer.evaluate import Hooks, metric_results, reset_metrics
-from trainer.payloads import Snapshot
+from trainer.payloads import IN_MEMORY, Snapshot
+from trainer.snapshots import Link, SnapshotSender
 from trainer.state import (
-    capture,
     capture_ranks,
+    hold,
     restore,
     restore_ranks,
     seed_dropout,
@@ -40,16 +42,14 @@ _GROWTH = 4
 TIME_BUDGET = "train.max_time_s"
 CALLBACK = "a callback"
 
-Report = Callable[[str, Any], None]
-"""Sends a message (kind, body) to the coordinator."""
-
 
 @dataclass
 class Progress:
     """Where the run is; rows and times are of this process unless a name says otherwise.
 
     `elapsed_s` are the seconds of training before this process, `ended_by` says what ended it
-    before its last epoch: a field of the job, or a callback.
+    before its last epoch: a field of the job, or a callback. `times_s` are those since the last
+    report.
     """
 
     step: int = 0
@@ -76,8 +76,7 @@ class LoopParts:
         callbacks: The job's callbacks.
         curves: Receives each epoch's values, on rank 0.
         validate: Metrics on the validation rows, telling hooks; None without any; a collective.
-        report: Sends messages to the coordinator.
-        has_stop_request: Whether somebody asked this rank to stop.
+        link: The connection to the coordinator.
     """
 
     job: Job
@@ -90,8 +89,7 @@ class LoopParts:
     callbacks: CallbackRunner
     curves: CurveWriter
     validate: Callable[[Hooks], dict[str, float]] | None
-    report: Report
-    has_stop_request: Callable[[], bool]
+    link: Link
 
 
 class TrainingLoop:
@@ -103,7 +101,9 @@ class TrainingLoop:
         self._call_steps = parts.job.train.steps_per_execution or _FIRST_CALL_STEPS
         self._last_call = (0, 0.0)
         self._restored: Snapshot | None = None
-        self._begin_s = time.monotonic()
+        self._begin_s = self._snapshot_s = time.monotonic()
+        self._sender = SnapshotSender(parts.link)
+        self._has_called = False
         self.is_stopped = False
 
     @property
@@ -124,11 +124,25 @@ class TrainingLoop:
         self._restored = snapshot
 
     def run(self) -> None:
-        """Train; a collective. Afterwards `is_stopped` tells whether a stop was requested."""
+        """Train; a collective. Afterwards `is_stopped` tells whether a stop was requested.
+
+        All snapshots are sent when it returns.
+        """
+        self._run()
+        self._sender.flush()
+
+    def report_times(self) -> None:
+        """Tell how the time since the last report was spent."""
+        if self._parts.group.rank == 0:
+            self._parts.link.send("times", dict(self._progress.times_s))
+            self._progress.times_s.clear()
+
+    def _run(self) -> None:
         parts, progress = self._parts, self._progress
         plan, epochs = parts.share.plan, parts.job.train.epochs
         state = self._restored.meta["callbacks"] if self._restored else {}
         arrays = self._restored.arrays if self._restored else {}
+        parts.link.mark("callbacks", progress.step)
         parts.callbacks.on_train_begin(state, arrays)
         if self._restored and self._restored.meta.get("stopped_by_callback"):
             progress.ended_by = CALLBACK
@@ -185,12 +199,16 @@ class TrainingLoop:
     def _train_call(self, epoch: int, last: int, chunks: "ChunkCursor") -> None:
         parts, progress = self._parts, self._progress
         first_of_epoch = epoch * parts.share.plan.steps_per_epoch
-        wait_begin = time.monotonic()
-        chunk, index, left = chunks.at(progress.step)
-        progress.times_s["data_wait"] += time.monotonic() - wait_begin
+        parts.link.mark("data", progress.step)
+        with self._timed("data_wait"):
+            chunk, index, left = chunks.at(progress.step)
         steps = min(self._call_steps, left, last - progress.step, self._to_checkpoint())
         step_of_epoch = progress.step - first_of_epoch
-        parts.callbacks.on_train_batch_begin(step_of_epoch)
+        with self._timed("callbacks"):
+            parts.callbacks.on_train_batch_begin(step_of_epoch)
+        if not self._has_called:
+            parts.link.mark("trace", progress.step)
+        parts.link.mark("step", progress.step + steps)
         begin = time.monotonic()
         result = parts.step.run(
             chunk,
@@ -198,14 +216,14 @@ class TrainingLoop:
             steps,
             parts.share.may_be_empty(step_of_epoch, step_of_epoch + steps),
             Vote(
-                parts.has_stop_request(),
+                parts.link.has_command("stop") or parts.link.has_command("pause"),
                 self._is_spent(self._elapsed_s()),
                 self._last_call[1],
+                self._is_snapshot_due(),
             ),
         )
         self._choose_call_steps(result.seconds, self._last_call[0])
         self._last_call = (steps, time.monotonic() - begin)
-        progress.times_s["productive"] += self._last_call[1]
         progress.step += steps
         offsets = chunks.offsets
         progress.epoch_rows += int(offsets[index + steps] - offsets[index])
@@ -214,21 +232,26 @@ class TrainingLoop:
             progress.ended_by = TIME_BUDGET
         self._report_call(epoch, steps, step_of_epoch, result)
         if parts.callbacks.wants_batches:
-            logs = metric_results(parts.model, parts.group)
-            parts.callbacks.on_train_batch_end(step_of_epoch + steps - 1, logs)
-        if self._is_checkpoint_step() and progress.step < last and not self._is_ending:
+            with self._timed("callbacks"):
+                logs = metric_results(parts.model, parts.group)
+                parts.callbacks.on_train_batch_end(step_of_epoch + steps - 1, logs)
+        is_inside = progress.step < last and not self._is_ending
+        if is_inside and (self._is_checkpoint_step() or result.snapshot):
             self._count_rows()
-            self._snapshot("step")
+            self._snapshot("step" if self._is_checkpoint_step() else IN_MEMORY)
 
     def _end_epoch(self, epoch: int, rows: int, begin_s: float) -> None:
         parts, progress = self._parts, self._progress
+        parts.link.mark("epoch_end", progress.step)
         logs = metric_results(parts.model, parts.group)
         if parts.validate is not None and (epoch + 1) % parts.job.train.validation_freq == 0:
-            begin = time.monotonic()
-            validation = parts.validate(parts.callbacks)
-            progress.times_s["evaluation"] += time.monotonic() - begin
+            parts.link.mark("evaluation", progress.step)
+            with self._timed("evaluation"):
+                validation = parts.validate(parts.callbacks)
             logs |= {f"val_{name}": value for name, value in validation.items()}
-        parts.callbacks.on_epoch_end(epoch, logs)
+        parts.link.mark("callbacks", progress.step)
+        with self._timed("callbacks"):
+            parts.callbacks.on_epoch_end(epoch, logs)
         progress.history.append(logs)
         if parts.group.rank == 0:
             epoch_s = time.monotonic() - begin_s
@@ -240,7 +263,7 @@ class TrainingLoop:
                 "epoch_s": epoch_s,
                 "rows_per_s": rows / epoch_s,
             }
-            parts.report("epoch", body)
+            parts.link.send("epoch", body)
             parts.curves.write(epoch, logs, body["learning_rate"])
         reset_metrics(parts.model, parts.group)
 
@@ -258,8 +281,14 @@ class TrainingLoop:
 
     def _snapshot(self, reason: str) -> None:
         """Copy the state and hand it to the coordinator; a collective."""
+        with self._timed("checkpoint"):
+            self._take_snapshot(reason)
+        self._snapshot_s = time.monotonic()
+
+    def _take_snapshot(self, reason: str) -> None:
         parts, progress = self._parts, self._progress
-        begin = time.monotonic()
+        if parts.group.rank != 0 and reason != IN_MEMORY:
+            parts.link.mark("checkpoint", progress.step)  # rank 0's sender says it meanwhile
         ranks = capture_ranks(parts.model, parts.group)
         if parts.group.rank != 0:
             return
@@ -268,13 +297,18 @@ class TrainingLoop:
             "reason": reason,
             "rows_seen": progress.rows_seen_all,
             "elapsed_s": self._elapsed_s(),
-            "history": progress.history,
+            "history": list(progress.history),
             "callbacks": callbacks,
             "stopped_by_callback": parts.callbacks.should_stop,
         }
-        arrays = capture(parts.model) | ranks | callback_arrays
-        parts.report("snapshot", Snapshot(progress.step, arrays, meta))
-        progress.times_s["checkpoint"] += time.monotonic() - begin
+        arrays = hold(parts.model) | ranks | callback_arrays
+        self._sender.submit(Snapshot(progress.step, arrays, meta))
+
+    def _is_snapshot_due(self) -> bool:
+        """Whether rank 0 wants a snapshot after the next call."""
+        every_s = self._parts.job.checkpoint.snapshot_every_s
+        is_time = time.monotonic() - self._snapshot_s >= every_s > 0
+        return is_time and self._sender.is_idle
 
     def _count_rows(self) -> None:
         """Add the rows of all ranks since the last count; a collective."""
@@ -282,7 +316,16 @@ class TrainingLoop:
         self._progress.rows_seen_all += int(self._parts.group.sum(own)[0])
         self._progress.epoch_rows = 0
 
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._progress.times_s[name] += time.monotonic() - begin
+
     def _report_call(self, epoch: int, steps: int, step_of_epoch: int, result: CallResult) -> None:
+        is_first, self._has_called = not self._has_called, True
         if self._parts.group.rank != 0:
             return
         plan = self._parts.share.plan
@@ -292,9 +335,13 @@ class TrainingLoop:
             "step": self._progress.step,
             "loss": result.loss_sum / rows,
             "rows": rows,
+            "steps": steps,
             "seconds": self._last_call[1],
+            "is_first": is_first,
+            "times_s": dict(self._progress.times_s),
         }
-        self._parts.report("progress", body)
+        self._progress.times_s.clear()
+        self._parts.link.send("progress", body)
 
     def _choose_call_steps(self, seconds: float, steps: int) -> None:
         """Aim at calls of a third of a second, from the last call's time, which all ranks know."""

@@ -16,6 +16,9 @@ from data_pipeline.storage import absolute
 
 Arrays = dict[str, NDArray[Any]]
 
+IN_MEMORY = "interval"
+"""Reason of a snapshot that is not written."""
+
 
 @dataclass(frozen=True)
 class PlannedData:
@@ -69,13 +72,15 @@ class TrainingSettings:
         run_id: Names the run folder.
         run_folder: Absolute path.
         data: The planned data.
-        is_resumed: Whether the run folder holds checkpoints of an earlier invocation.
+        checkpoints: Folder or URI of the run's checkpoints.
+        is_resumed: Whether to go on from what is there.
     """
 
     job: Job
     run_id: str
     run_folder: str
     data: PlannedData
+    checkpoints: str
     is_resumed: bool
 
 
@@ -87,24 +92,23 @@ class TrainingPayload:
         job: The job.
         data: The planned data.
         run_folder: Where callbacks write.
-        checkpoint: A checkpoint to go on from, or None.
+        has_snapshot: Whether a snapshot to go on from follows, by the command "snapshot".
     """
 
     job: Job
     data: PlannedData
     run_folder: str
-    checkpoint: str | None
+    has_snapshot: bool = False
 
 
 @dataclass(frozen=True)
 class ExportPayload:
-    """What the stage "export" is given.
+    """What the stage "export" is given; the weights follow, by the command "weights".
 
     Attributes:
         job: The job.
         layout: How raw columns become the model's input.
         statistics: Normalisation, or None.
-        checkpoint: Holds the trained weights.
         folder: Temporary folder to write.
         lineage: Goes into the manifest.
     """
@@ -112,7 +116,6 @@ class ExportPayload:
     job: Job
     layout: InputLayout
     statistics: Statistics | None
-    checkpoint: str
     folder: str
     lineage: dict[str, Any]
 
@@ -151,9 +154,14 @@ class Snapshot:
     Attributes:
         step: Optimizer updates completed; the data cursor.
         arrays: `model/...`, `optimizer/...`, and `ranks/...` with one row a worker.
-        meta: Plain values: history, callbacks, rows seen.
+        meta: Plain values: reason, history, callbacks, rows seen.
     """
 
     step: int
     arrays: Arrays
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether it becomes a checkpoint on storage; others are kept in memory alone."""
+        return bool(self.meta.get("reason") != IN_MEMORY)

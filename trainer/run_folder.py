@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from configs.load import differing_fields, dump_job, load_job
+from configs.load import differing_fields, dump_job, job_digest, load_job
 from configs.schema import Job
+from data_pipeline.storage import absolute
+from trainer.checkpoint_store import CheckpointStore, Origin
 from trainer.errors import RunFolderError
+from trainer.files import write_json, write_text
 from trainer.payloads import PlannedData
-from trainer.supervisor import write_json
 
 _PACKAGES = ("lockstep", "tensorflow", "keras", "ray", "numpy", "pyarrow", "h5py")
 
@@ -30,11 +32,13 @@ class RunFolder:
     Attributes:
         path: Absolute.
         run_id: Its name.
-        is_resumed: Whether it holds checkpoints of an earlier invocation.
+        checkpoints: Folder or URI of its checkpoints.
+        is_resumed: Whether there are checkpoints of an earlier invocation, to go on from.
     """
 
     path: Path
     run_id: str
+    checkpoints: str
     is_resumed: bool
 
 
@@ -42,7 +46,8 @@ def open_run_folder(job: Job, data: PlannedData, run_id: str | None, is_resume: 
     """Find or create the folder of a run.
 
     A new run gets a new id unless one is given. With `is_resume` the given run, or the newest of
-    this job's name, is gone on from.
+    this job's name that has a checkpoint, is gone on with; a given one that ended before its first
+    checkpoint begins anew.
 
     Raises:
         RunFolderError: The folder holds another job, or nothing to go on from.
@@ -54,29 +59,35 @@ def open_run_folder(job: Job, data: PlannedData, run_id: str | None, is_resume: 
         )
     root = Path(job.runs_dir).absolute() / job.name
     if is_resume and run_id is None:
-        run_id = _newest_run(root)
+        run_id = _newest_run(job, root)
         if run_id is None:
             raise RunFolderError(
                 f"--resume found no run with a checkpoint in {root}. Start one without --resume."
             )
     path = root / (run_id or _new_run_id())
+    if is_resume and not path.exists() and not _has_checkpoint(job, path):
+        raise RunFolderError(
+            f"{path} does not exist; --resume goes on with a run that was started. Start it "
+            "without --resume, or name another run with --run-id."
+        )
     if path.exists():
         _check_same_job(path, job, is_resume)
         _check_same_rows(path, data)
-    is_resumed = is_resume and any((path / "checkpoints").glob("step-*.h5"))
-    if is_resume and not is_resumed:
-        raise RunFolderError(
-            f"{path} holds no checkpoint to go on from. Start without --resume, or name another "
-            "run with --run-id."
-        )
-    (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (path / "logs").mkdir(exist_ok=True)
-    temporary = path / ".job.yaml.tmp"
-    temporary.write_text(dump_job(job))
-    os.replace(temporary, path / "job.yaml")
+    checkpoints = checkpoints_of(job, path)
+    is_resumed = is_resume and _has_checkpoint(job, path)
+    (path / "logs").mkdir(parents=True, exist_ok=True)
+    write_text(path / "job.yaml", dump_job(job))
     write_json(path / "environment.json", environment())
     write_json(path / "data.json", {"digest": data.digest, "rows": data.plan.rows})
-    return RunFolder(path, path.name, is_resumed)
+    return RunFolder(path, path.name, checkpoints, is_resumed)
+
+
+def checkpoints_of(job: Job, path: Path) -> str:
+    """Folder or URI that holds the checkpoints of a run."""
+    uri = job.checkpoint.uri
+    if uri is None:
+        return str(path / "checkpoints")
+    return absolute(f"{uri.rstrip('/')}/{job.name}/{path.name}")
 
 
 def environment() -> dict[str, str | int | None]:
@@ -125,8 +136,12 @@ def _check_same_rows(path: Path, data: PlannedData) -> None:
         )
 
 
-def _newest_run(root: Path) -> str | None:
-    runs = [path for path in root.glob("*") if any((path / "checkpoints").glob("step-*.h5"))]
+def _has_checkpoint(job: Job, path: Path) -> bool:
+    return CheckpointStore(checkpoints_of(job, path), Origin(path.name, job_digest(job))).has_any()
+
+
+def _newest_run(job: Job, root: Path) -> str | None:
+    runs = [path for path in root.glob("*") if path.is_dir() and _has_checkpoint(job, path)]
     return max(runs, key=lambda path: path.stat().st_mtime).name if runs else None
 
 

@@ -37,6 +37,14 @@ def capture(model: keras.Model) -> Arrays:
     return {name: np.array(value_of(v)) for name, v in named_variables(model).items()}
 
 
+def hold(model: keras.Model) -> dict[str, tf.Tensor]:
+    """Model and optimizer as they are now, without a copy.
+
+    TensorFlow copies a variable before it changes one whose value somebody holds.
+    """
+    return {name: _copies(v)[0].read_value() for name, v in named_variables(model).items()}
+
+
 def value_of(variable: Any) -> NDArray[Any]:
     """The value of a Keras variable on this process's first device."""
     return np.asarray(_copies(variable)[0].numpy())

@@ -30,11 +30,13 @@ class Vote:
         stop: It was asked to stop.
         time_is_up: The time budget is spent; rank 0's clock decides.
         seconds: To be averaged.
+        snapshot: A snapshot is due; rank 0's clock decides.
     """
 
     stop: bool
     time_is_up: bool
     seconds: float
+    snapshot: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class CallResult:
         stop: Some rank was asked to stop.
         time_is_up: The time budget is spent.
         seconds: Mean over ranks of the seconds that were passed in.
+        snapshot: A snapshot is due.
     """
 
     loss_sum: float
     stop: bool
     time_is_up: bool
     seconds: float
+    snapshot: bool
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,16 @@ class TrainingStep:
             may_be_empty: Whether some replica may have a step without rows; the same on all ranks.
             vote: What this rank brings in.
         """
-        time_is_up = vote.time_is_up and self._group.rank == 0
-        votes = tf.constant([float(vote.stop), float(time_is_up), vote.seconds], tf.float32)
+        is_first = self._group.rank == 0
+        votes = tf.constant(
+            [
+                float(vote.stop),
+                float(vote.time_is_up and is_first),
+                vote.seconds,
+                float(vote.snapshot and is_first),
+            ],
+            tf.float32,
+        )
         span = tf.constant([first, first + steps], tf.int32)
         reduced = self._compiled(may_be_empty)(chunk.tensors, span, votes).numpy()
         return CallResult(
@@ -134,6 +146,7 @@ class TrainingStep:
             bool(round(float(reduced[1]))),
             bool(round(float(reduced[2]))),
             float(reduced[3]) / self._group.size,
+            bool(round(float(reduced[4]))),
         )
 
     def _compiled(self, may_be_empty: bool) -> Any:
@@ -147,7 +160,7 @@ class TrainingStep:
             signature = (
                 self._signature,
                 tf.TensorSpec((2,), tf.int32),
-                tf.TensorSpec((3,), tf.float32),
+                tf.TensorSpec((4,), tf.float32),
             )
             self._calls[may_be_empty] = tf.function(run_steps, input_signature=signature)
         return self._calls[may_be_empty]

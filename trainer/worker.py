@@ -5,7 +5,6 @@ Runs in a fork of the template, once for each generation.
 
 import functools
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -13,56 +12,51 @@ import keras
 from cluster.channel import Channel
 from cluster.template import Launch
 from trainer.callbacks import CallbackRunner
-from trainer.checkpoint import read_checkpoint
 from trainer.curves import CurveWriter
 from trainer.evaluate import best_of, constant_candidates
 from trainer.learner import Learner, form_group
-from trainer.loop import LoopParts, Report, TrainingLoop
-from trainer.payloads import Snapshot, TrainingPayload
+from trainer.loop import LoopParts, TrainingLoop
+from trainer.payloads import TrainingPayload
+from trainer.snapshots import Link
 from trainer.state import capture
 
 _LEAVE_TIMEOUT_S = 120.0
+_SNAPSHOT_TIMEOUT_S = 120.0
 
 
 def main(channel: Channel, launch: Launch) -> None:
     """Train, evaluate on the test rows, report, and leave together with the others."""
     payload: TrainingPayload = launch.payload
+    channel.mark("forming")
     group = form_group(payload.job, launch.rank, launch.addresses)
+    channel.mark("building")
     learner = Learner(payload.job, payload.data, group)
-    loop = make_loop(
-        payload, learner, channel.send, has_stop_request=lambda: channel.has_command("stop")
-    )
-    if payload.checkpoint is not None:
-        arrays, meta = read_checkpoint(Path(payload.checkpoint))
-        loop.restore(Snapshot(int(meta["step"]), arrays, meta))
+    learner.evaluator.mark = lambda: channel.mark("evaluation_rows")
+    loop = make_loop(payload, learner, channel)
+    if payload.has_snapshot:
+        loop.restore(channel.take("snapshot", _SNAPSHOT_TIMEOUT_S))
     channel.send("ready", {"step": loop.progress.step})
     loop.run()
     if not loop.is_stopped:
         if "test" in learner.roles:
             _report_test(payload, learner, channel)
         if launch.rank == 0:
-            channel.send("final", capture(learner.model))
+            channel.send_large("final", capture(learner.model))
+    loop.report_times()
     progress = loop.progress
     channel.send(
-        "finished",
+        "paused" if loop.is_stopped else "finished",
         {
             "weights_sha256": weights_sha256(learner.model),
             "step": progress.step,
             "rows_seen": progress.rows_seen_all,
-            "is_stopped": loop.is_stopped,
             "ended_by": progress.ended_by,
-            "times_s": dict(progress.times_s),
         },
     )
     channel.wait_for("leave", _LEAVE_TIMEOUT_S)
 
 
-def make_loop(
-    payload: TrainingPayload,
-    learner: Learner,
-    report: Report,
-    has_stop_request: Callable[[], bool],
-) -> TrainingLoop:
+def make_loop(payload: TrainingPayload, learner: Learner, link: Link) -> TrainingLoop:
     """The loop of a rank, with the job's callbacks."""
     job, data, folder = payload.job, payload.data, Path(payload.run_folder)
     callbacks = CallbackRunner(
@@ -88,13 +82,13 @@ def make_loop(
             callbacks=callbacks,
             curves=CurveWriter(folder),
             validate=validate,
-            report=report,
-            has_stop_request=has_stop_request,
+            link=link,
         )
     )
 
 
 def _report_test(payload: TrainingPayload, learner: Learner, channel: Channel) -> None:
+    channel.mark("evaluation")
     test = learner.evaluate("test")
     shape = learner.model.output_shape
     candidates = []

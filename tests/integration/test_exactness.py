@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import lockstep
-from lockstep.api import SilentListener, TrainOptions
+from lockstep.api import TrainOptions
+from lockstep.follow import SilentListener
 from tests.support.jobs import make_job
 from tests.support.plain_keras import fit_plain
 

@@ -12,10 +12,11 @@ import ray
 from cluster.coordinator import RunHandle, RunSpec
 from cluster.errors import RetriesExhausted
 from cluster.gang import GangSpec
-from configs.errors import UserError
+from configs.errors import UserCodeError, UserError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 ROOT = Path(__file__).parents[2]
+RECORDER = "tests.support.tasks:Recorder"
 
 
 def start(
@@ -37,7 +38,7 @@ def start(
         start_timeout_s=60,
     )
     settings = {"stages": stages, "faults": faults}
-    spec = RunSpec(gang, stall_after_s, max_failures, "tests.support.tasks:Recorder", settings)
+    spec = RunSpec(gang, stall_after_s, max_failures, 600.0, RECORDER, settings)
     return RunHandle(spec)
 
 
@@ -86,7 +87,7 @@ def test_a_dead_rank_brings_a_new_generation(
     failures = [e for e in result["log"] if isinstance(e, dict) and e["event"] == "failure"]
     assert [(f["failure"], f["rank"], f["generation"]) for f in failures] == [(kind, rank, 1)]
     assert sorted(entry[:2] for entry in messages(result, "said")) == [(2, 0), (2, 1)]
-    assert ("recovered", kind, rank) in result["log"]
+    assert ("failed", kind, rank) in result["log"]
     first, second = (
         {entry[3]["pid"] for entry in messages(result, "ready") if entry[0] == generation}
         for generation in (1, 2)
@@ -94,11 +95,18 @@ def test_a_dead_rank_brings_a_new_generation(
     assert not first & second
 
 
-def test_an_exception_is_retried_and_then_given_up_with_the_reason(tmp_path: Path) -> None:
-    before = processes_of_ours()
-    faults = {(generation, 1): "raise" for generation in (1, 2, 3)}
-    with pytest.raises(RetriesExhausted, match=r"3 failures, 2 are allowed.*broken worker"):
+def test_too_many_failures_end_the_run_with_the_reason(tmp_path: Path) -> None:
+    faults = {(1, 0): "kill", (2, 1): "exit", (3, 1): "kill"}
+    with pytest.raises(RetriesExhausted, match=r"2 are allowed.*rank 1 was killed by signal 9"):
         start(tmp_path, faults).result()
+
+
+def test_the_same_exception_three_times_is_the_users_and_ends_the_run(tmp_path: Path) -> None:
+    before = processes_of_ours()
+    faults = {(generation, generation % 2): "raise" for generation in (1, 2, 3)}
+    with pytest.raises(UserCodeError, match=r"3 times.*broken worker") as caught:
+        start(tmp_path, faults, max_failures=5).result()
+    assert 'raise RuntimeError("broken worker")' in caught.value.traceback
     assert "broken worker" in (tmp_path / "logs" / "rank-1.log").read_text()
     assert_nothing_left(before)
 

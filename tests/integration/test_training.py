@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import lockstep
-from lockstep.api import SilentListener, TrainOptions
+from lockstep.api import TrainOptions
+from lockstep.follow import SilentListener
 from tests.support.jobs import ROWS, make_job
 from tests.support.plain_keras import fit_plain
 

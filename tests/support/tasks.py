@@ -50,7 +50,16 @@ class Recorder:
     def next_stage(self) -> Stage | None:
         return self.stages.pop(0) if self.stages else None
 
-    def payload(self, stage: Stage, generation: int) -> Any:
+    def begin(self) -> int:
+        return 0
+
+    def attachment(self, stage: Stage) -> tuple[str, Any] | None:
+        return self.settings.get("attachment")
+
+    def position(self) -> int:
+        return sum(entry[2] == "step" for entry in self.log if isinstance(entry, tuple))
+
+    def payload(self, stage: Stage, generation: int, workers: int) -> Any:
         return self.settings["faults"]
 
     def on_message(self, message: Message) -> None:
@@ -61,8 +70,11 @@ class Recorder:
         self.log.append(event)
         self.emit(event)
 
-    def on_recovered(self, failure: GangFailure, detected_s: float, recovered_s: float) -> None:
-        self.log.append(("recovered", failure.kind, failure.rank))
+    def on_failure(self, failure: GangFailure, silent_s: float) -> None:
+        self.log.append(("failed", failure.kind, failure.rank))
+
+    def on_stacks(self, generation: int, stacks: dict[int, str]) -> None:
+        self.log.append(("stacks", generation, stacks))
 
     def result(self, stopped: str | None) -> Any:
         return {"stopped": stopped, "log": self.log}

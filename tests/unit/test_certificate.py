@@ -112,7 +112,7 @@ def run(outcomes: dict[str, Any]) -> tuple[list[str], Any]:
     stages = []
     while (stage := verification.next_stage()) is not None:
         stages.append(stage.name)
-        verification.payload(stage, len(stages))
+        verification.payload(stage, len(stages), stage.workers)
         verification.on_message(Message(1, 0, "outcome", outcomes[stage.name]))
     return stages, verification.result(None)
 

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back, what a damaged one does, and what a failed write leaves behind."""
 
+import hashlib
 import os
 import random
 import subprocess
@@ -77,6 +78,35 @@ def test_any_arrays_come_back(tmp_path_factory, arrays):
     assert_same(read_checkpoint(path)[0], arrays)
 
 
+def test_arrays_are_put_into_the_file_and_looked_at_in_it_without_a_copy(tmp_path):
+    array = np.arange(1000, dtype="f4")
+    packed = checkpoint.pack({"a": array, "scalar": np.asarray(2.0)}, META)
+    shared = [np.shares_memory(array, np.frombuffer(piece, "u1")) for piece in packed.pieces]
+    assert sum(shared) == 1
+    data = b"".join(packed.pieces)
+    assert packed.size_bytes == len(data)
+    assert packed.sha256 == hashlib.sha256(data[512:]).hexdigest()
+    arrays, meta, sha256 = checkpoint.unpack(data)
+    assert (meta, sha256) == (META, packed.sha256)
+    assert np.shares_memory(arrays["a"], np.frombuffer(data, "u1"))
+    assert not arrays["a"].flags.writeable
+    assert arrays["a"].flags.aligned
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path):
+    """It was written by HDF5 alone, which aligns nothing."""
+    path = tmp_path / "step-0000000001.h5"
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for key, array in ARRAYS.items():
+            file.create_dataset(key, data=array)
+        file.attrs["meta"] = '{"step": 1}'
+    data = path.read_bytes()[512:]
+    path.write_bytes(checkpoint._header(hashlib.sha256(data).hexdigest()) + data)
+    arrays, meta = read_checkpoint(path)
+    assert_same(arrays, ARRAYS)
+    assert meta == {"step": 1}
+
+
 def test_long_meta_comes_back(tmp_path):
     meta = {"history": {"loss": [float(epoch) for epoch in range(20_000)]}}
     path = write_checkpoint(tmp_path, "step-1", {}, meta)
@@ -146,8 +176,8 @@ def test_flipped_bits_anywhere_are_found_before_hdf5_sees_them(tmp_path, monkeyp
 
 def test_what_is_sealed_but_no_checkpoint_is_not_readable(tmp_path):
     path = tmp_path / "step-1.h5"
-    path.write_bytes(bytes(512) + b"no HDF5 here")
-    checkpoint._seal(path)
+    content = b"no HDF5 here"
+    path.write_bytes(checkpoint._header(hashlib.sha256(content).hexdigest()) + content)
     with pytest.raises(CheckpointError, match=r"step-1\.h5 cannot be read: .*signature not found"):
         read_checkpoint(path)
 

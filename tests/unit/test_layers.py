@@ -44,6 +44,7 @@ CATCHES_EVERYTHING = {
     ("trainer/model.py", "make"): "the user's class, or arguments that Keras refuses in any way",
     ("trainer/model.py", "call_builder"): "the user's builder may raise anything",
     ("trainer/model.py", "load_keras_file"): "Keras's loading raises many types for a bad file",
+    ("trainer/snapshots.py", "_send"): "a thread's main: raised in the loop, at the next snapshot",
     ("trainer/model.py", "_model_from_layers"): "Keras's shape errors have many types",
     ("trainer/model.py", "_check_input"): "Keras's shape errors have many types",
     ("trainer/probe.py", "probe_model"): "losses and metrics raise many types for a bad shape",

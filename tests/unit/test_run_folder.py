@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from configs.load import load_job
+from configs.load import job_digest, load_job
 from configs.schema import Job
 from tests.support.jobs import make_job, write_rows
+from trainer.checkpoint_store import CheckpointStore, Origin
 from trainer.errors import RunFolderError
 from trainer.payloads import PlannedData
 from trainer.preflight import open_sources, plan_data
@@ -43,8 +45,13 @@ def rows(planned: Callable[[int], PlannedData]) -> PlannedData:
 
 
 def with_checkpoint(folder: RunFolder, step: int = 5) -> RunFolder:
-    (folder.path / "checkpoints" / f"step-{step:010d}.h5").write_bytes(b"")
+    save_checkpoint(folder, step)
     return folder
+
+
+def save_checkpoint(folder: RunFolder, step: int) -> None:
+    origin = Origin(folder.run_id, job_digest(load_job(folder.path / "job.yaml")))
+    CheckpointStore(folder.checkpoints, origin).save(step, 1, {"a": np.zeros(3)}, {})
 
 
 def test_a_new_run_has_its_folders_and_records(tmp_path, rows):
@@ -54,7 +61,7 @@ def test_a_new_run_has_its_folders_and_records(tmp_path, rows):
     assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", folder.run_id)
     assert not folder.is_resumed
     assert sorted(path.name for path in folder.path.iterdir()) == [
-        *("checkpoints", "data.json", "environment.json", "job.yaml", "logs"),
+        *("data.json", "environment.json", "job.yaml", "logs"),
     ]
     assert load_job(folder.path / "job.yaml") == job
     environment = json.loads((folder.path / "environment.json").read_text())
@@ -125,7 +132,7 @@ def test_what_earlier_steps_did_not_depend_on_may_change(tmp_path, change, rows)
     folder = with_checkpoint(open_run_folder(job_in(tmp_path), rows, "mine", is_resume=False))
     job = job_in(tmp_path, **change)
     resumed = open_run_folder(job, rows, "mine", is_resume=True)
-    assert resumed == RunFolder(folder.path, "mine", is_resumed=True)
+    assert resumed == RunFolder(folder.path, "mine", folder.checkpoints, is_resumed=True)
     assert load_job(folder.path / "job.yaml") == job
 
 
@@ -140,19 +147,23 @@ def test_resume_without_a_run_to_go_on_from(tmp_path, rows):
     )
 
 
-@pytest.mark.parametrize("exists", [False, True])
-def test_resume_of_a_run_without_a_checkpoint(tmp_path, exists, rows):
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(tmp_path, rows):
     job = job_in(tmp_path)
-    if exists:
-        open_run_folder(job, rows, "mine", is_resume=False)
+    folder = open_run_folder(job, rows, "mine", is_resume=False)
+    again = open_run_folder(job, rows, "mine", is_resume=True)
+    assert (again.path, again.is_resumed) == (folder.path, False)
+
+
+def test_resume_of_a_run_that_never_was(tmp_path, rows):
+    job = job_in(tmp_path)
     path = tmp_path / "small" / "mine"
     with pytest.raises(RunFolderError) as error:
         open_run_folder(job, rows, "mine", is_resume=True)
     assert str(error.value) == (
-        f"{path} holds no checkpoint to go on from. Start without --resume, or name another run "
-        "with --run-id."
+        f"{path} does not exist; --resume goes on with a run that was started. Start it without "
+        "--resume, or name another run with --run-id."
     )
-    assert path.exists() == exists
+    assert not path.exists()
 
 
 def test_resume_takes_the_newest_run_with_a_checkpoint(tmp_path, rows):
@@ -168,9 +179,17 @@ def test_resume_takes_the_newest_run_with_a_checkpoint(tmp_path, rows):
 def test_the_final_weights_alone_are_nothing_to_go_on_from(tmp_path, rows):
     job = job_in(tmp_path)
     folder = open_run_folder(job, rows, "mine", is_resume=False)
-    (folder.path / "checkpoints" / "final.h5").write_bytes(b"")
-    with pytest.raises(RunFolderError, match="holds no checkpoint to go on from"):
-        open_run_folder(job, rows, "mine", is_resume=True)
+    origin = Origin("mine", job_digest(job))
+    CheckpointStore(folder.checkpoints, origin).save_final(1, {"a": np.zeros(3)}, {})
+    assert not open_run_folder(job, rows, "mine", is_resume=True).is_resumed
+
+
+def test_checkpoints_may_lie_elsewhere(tmp_path, rows):
+    job = job_in(tmp_path, checkpoint__uri=f"{tmp_path}/elsewhere/")
+    folder = with_checkpoint(open_run_folder(job, rows, "mine", is_resume=False))
+    assert folder.checkpoints == f"{tmp_path}/elsewhere/small/mine"
+    assert open_run_folder(job, rows, None, is_resume=True).run_id == "mine"
+    assert not (folder.path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("is_resume", [False, True])

@@ -8,6 +8,8 @@ import contextlib
 import functools
 import gc
 import itertools
+import pickle
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -60,20 +62,15 @@ def run_case(prepared: Prepared, group: Group) -> Outcome:
     learner = Learner(_with_epochs(job, case.fits * case.epochs, every), prepared.data, group)
     for fit in range(1, case.fits + 1):
         job = _with_epochs(job, fit * case.epochs, every)
-        reports: list[tuple[str, Any]] = []
-        loop = make_loop(
-            TrainingPayload(job, prepared.data, job.runs_dir, None),
-            learner,
-            lambda kind, body, reports=reports: reports.append((kind, body)),
-            lambda: False,
-        )
+        link = Ears(lambda: False)
+        loop = make_loop(TrainingPayload(job, prepared.data, job.runs_dir), learner, link)
         if snapshot is not None:
             _forget(learner)
             loop.restore(snapshot)
         loop.run()
         if group.rank == 0:
-            outcome |= _history(reports)
-        snapshots = [body for kind, body in reports if kind == "snapshot"]
+            outcome |= _history(link.heard)
+        snapshots = [body for kind, body in link.heard if kind == "snapshot"]
         snapshot = group.broadcast(snapshots[-1] if snapshots else None)
         results = learner.evaluate("validation")
         outcome |= {f"evaluate/{fit}/{name}": value for name, value in results.items()}
@@ -84,6 +81,26 @@ def run_case(prepared: Prepared, group: Group) -> Outcome:
         if len(np.unique(digests, axis=0)) != 1:
             raise RuntimeError("ranks hold different weights")
     return outcome
+
+
+class Ears:
+    """A link that keeps what it is told; arrays are copied, as on their way to a coordinator."""
+
+    def __init__(self, is_asked_to_stop: Callable[[], bool]) -> None:
+        self.heard: list[tuple[str, Any]] = []
+        self._is_asked_to_stop = is_asked_to_stop
+
+    def send(self, kind: str, body: Any = None) -> None:
+        self.heard.append((kind, body))
+
+    def send_large(self, kind: str, body: Any) -> None:
+        self.send(kind, pickle.loads(pickle.dumps(body)))
+
+    def mark(self, phase: str, step: int = -1) -> None:
+        pass
+
+    def has_command(self, command: str) -> bool:
+        return command == "stop" and self._is_asked_to_stop()
 
 
 def _forget(learner: Learner) -> None:
@@ -110,12 +127,8 @@ def run_alone(prepared: Prepared, group: Group, who: str) -> Outcome:
     def wants_to_end(*_: Any) -> bool:
         return is_mine and next(asked) > 5
 
-    loop = make_loop(
-        TrainingPayload(job, prepared.data, job.runs_dir, None),
-        learner,
-        lambda kind, body: None,
-        wants_to_end if who.endswith("asks to stop") else lambda: False,
-    )
+    link = Ears(wants_to_end if who.endswith("asks to stop") else lambda: False)
+    loop = make_loop(TrainingPayload(job, prepared.data, job.runs_dir), learner, link)
     with contextlib.ExitStack() as stack:
         if who.endswith("is out of time"):
             stack.enter_context(mock.patch.object(loop, "_is_spent", wants_to_end))

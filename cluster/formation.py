@@ -1,0 +1,163 @@
+"""One generation, followed from its forming to the common end of its ranks.
+
+All ranks leave together: one that exits early would fail the others' last collectives. A request to
+stop or to pause goes to all ranks; they agree on a step among themselves.
+"""
+
+import time
+from collections.abc import Iterator
+
+from cluster.bulk import Assembly
+from cluster.channel import Message
+from cluster.errors import GangFailure
+from cluster.gang import Gang
+from cluster.watch import Watch
+from configs.errors import UserCodeError
+
+_ANSWER_S = 60.0
+_STACKS_S = 5.0
+
+
+class Formation:
+    """The training processes of one generation. Used by one thread.
+
+    Args:
+        gang: Has formed it.
+        generation: Its number.
+        workers: Its ranks.
+        stall_after_s: Standstill that counts as a failure.
+
+    Attributes:
+        is_paused: Whether they left off, at request, with work undone; known at the end.
+        last_said: When a rank last said anything but its pulse or its end; monotonic seconds.
+        struck: Numbers of the chaos plan's faults that its ranks did to themselves.
+        stacks: Stacks of all ranks, where they stalled.
+    """
+
+    def __init__(self, gang: Gang, generation: int, workers: int, stall_after_s: float) -> None:
+        self._gang = gang
+        self._generation = generation
+        self._workers = workers
+        now = time.monotonic()
+        self._watch = Watch(workers, gang.spec.start_timeout_s, stall_after_s, now)
+        self._assemblies = [Assembly() for _ in range(workers)]
+        self._ready: set[int] = set()
+        self._finished: set[int] = set()
+        self._left: set[int] = set()
+        self._leaving: set[int] = set()
+        self._asked: str | None = None
+        self._asked_at = 0.0
+        self.last_said = now
+        self.is_paused = False
+        self.struck: list[int] = []
+        self.stacks: dict[int, str] = {}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all ranks have formed."""
+        return len(self._ready) == self._workers
+
+    @property
+    def leaving(self) -> set[int]:
+        """Ranks that are to go: told to by a signal, or on a node that is drained."""
+        return self._leaving | self._gang.leaving()
+
+    def ask(self, command: str, reason: str) -> bool:
+        """Ask all ranks to "stop" or to "pause" at a common step; returns whether it is news."""
+        if self._asked is not None or self._finished:
+            return False
+        self._asked, self._asked_at = command, time.monotonic()
+        self._gang.send(command, reason)
+        return True
+
+    def follow(self) -> Iterator[Message | None]:
+        """Messages for the delegate until all ranks have left; None now and then in silence.
+
+        Raises:
+            GangFailure: A rank died, raised, or nothing goes on.
+            UserCodeError: The user's code raised.
+        """
+        for message in self._gang.messages():
+            if message is not None:
+                message = self._take(message)
+                yield message
+            else:
+                yield None
+            if len(self._left) == self._workers:
+                return
+            self._check()
+
+    def _take(self, message: Message) -> Message | None:
+        """What a message means to the formation; returns what is left for the delegate."""
+        rank, kind = message.rank, message.kind
+        now = time.monotonic()
+        if kind == "pulse":
+            actions, place = message.body
+            self._watch.pulse(rank, actions, place, now)
+            return None
+        self._watch.heard(rank, now)
+        if kind not in ("exited", "exception"):
+            self.last_said = now
+        if kind == "part":
+            whole = self._assemblies[rank].add(message.body)
+            return None if whole is None else Message(self._generation, rank, *whole)
+        if kind == "fault":
+            self.struck.append(message.body.number)
+            return message
+        if kind == "leaving":
+            self._leaving.add(rank)
+        elif kind == "exception":
+            _raise_worker_error(message)
+        elif kind == "exited":
+            if rank not in self._finished:
+                raise _exit_failure(message)
+            self._left.add(rank)
+        elif kind == "ready":
+            self._ready.add(rank)
+            self._watch.ready(rank)
+            return message
+        elif kind in ("finished", "paused"):
+            self.is_paused = self.is_paused or kind == "paused"
+            self._finished.add(rank)
+            self._watch.finished(rank)
+            if len(self._finished) == self._workers:
+                self._gang.send("leave")
+            return message
+        else:
+            return message
+        return None
+
+    def _check(self) -> None:
+        """Raise where a bound is passed."""
+        now = time.monotonic()
+        stall = self._watch.check(now)
+        if stall is not None:
+            self.stacks = self._gang.stacks(_STACKS_S)
+            raise GangFailure(stall.sentence, stall.kind, stall.rank)
+        if self._asked and not self._finished and now - self._asked_at > _ANSWER_S:
+            raise GangFailure(
+                f"the workers were asked to {self._asked} and did not within {_ANSWER_S:g} s.",
+                "stalled",
+            )
+
+
+def _raise_worker_error(message: Message) -> None:
+    body = message.body
+    if body["is_user_error"]:
+        raise UserCodeError(body["message"], body["traceback"])
+    raise GangFailure(
+        f"rank {message.rank} raised {body['error']}",
+        "exception",
+        message.rank,
+        body["full_traceback"],
+        body["error"],
+    )
+
+
+def _exit_failure(message: Message) -> GangFailure:
+    code = message.body
+    how = f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
+    hint = " The kernel does so when memory runs short." if code == -9 else ""
+    return GangFailure(
+        f"the training process of rank {message.rank} {how}.{hint}", "exited", message.rank
+    )

@@ -1,0 +1,163 @@
+"""The coordinator's side of a run's state: the newest snapshot in memory, checkpoints on storage.
+
+A thread writes, so that neither training nor the watch over it waits for storage. Storage that
+fails does not end a run: the write is tried again, with a newer checkpoint if there is one by then,
+while snapshots in memory go on to cover the workers' deaths. Only what a run is ended for must be
+on storage in the end: `flush` says so, or fails.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from configs.schema import CheckpointConfig
+from trainer.checkpoint_store import CheckpointStore
+from trainer.errors import CheckpointError
+from trainer.payloads import Arrays, Snapshot
+
+_RETRY_S = 5.0
+_CLOSE_S = 30.0
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    snapshot: Snapshot
+    generation: int
+
+
+class CheckpointKeeper:
+    """Keeps the newest snapshot, and has checkpoints written in their order.
+
+    Args:
+        store: Where checkpoints go.
+        config: How many are kept.
+        on_event: Is told of each one that was written or failed; called in the thread.
+    """
+
+    def __init__(self, store: CheckpointStore, config: CheckpointConfig, on_event: OnEvent) -> None:
+        self._store = store
+        self._config = config
+        self._on_event = on_event
+        self._changed = threading.Condition()
+        self._waiting: _Waiting | None = None
+        self._error: CheckpointError | None = None
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+        self.latest: Snapshot | None = None
+        self.weights: Arrays | None = None
+
+    def recover(self, most_generation: int) -> list[str]:
+        """Take the newest whole checkpoint from storage; returns what was wrong with others.
+
+        Raises:
+            CheckpointError: All that is there belongs to another job, or storage does not answer.
+        """
+        found, skipped = self._store.newest(most_generation)
+        if found is not None:
+            self.latest = Snapshot(found.step, found.arrays, found.meta)
+        return skipped
+
+    def take(self, snapshot: Snapshot, generation: int) -> None:
+        """Keep a snapshot, and have it written if it is to last; returns at once."""
+        self.latest = snapshot
+        if not snapshot.is_durable:
+            return
+        with self._changed:
+            self._waiting = _Waiting(snapshot, generation)
+            self._changed.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._write_all, name="checkpoints", daemon=True
+                )
+                self._thread.start()
+
+    def take_weights(self, weights: Arrays, generation: int) -> None:
+        """Keep the trained weights, on storage too; blocks.
+
+        Raises:
+            CheckpointError: Storage refuses them.
+        """
+        self.weights = weights
+        self._store.save_final(generation, weights, {})
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until all that was taken is written.
+
+        Raises:
+            CheckpointError: It is not, within the time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._waiting is None, timeout_s):
+                raise self._error or CheckpointError(
+                    f"the newest checkpoint was not written within {timeout_s:g} s: storage does "
+                    "not keep up. Go on with --resume: an earlier checkpoint is there."
+                )
+
+    def close(self) -> None:
+        """End the thread, after what it is writing. Idempotent."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_S)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._is_closed)
+                waiting = self._waiting
+                if self._is_closed or waiting is None:
+                    return
+            is_written = self._write(waiting)
+            with self._changed:
+                if is_written and self._waiting is waiting:
+                    self._waiting = None
+                self._changed.notify_all()
+                if not is_written:
+                    self._wait_for_news(waiting)
+
+    def _wait_for_news(self, tried: _Waiting) -> None:
+        """Until the next try; a newer checkpoint, or the end, is worth one at once."""
+        self._changed.wait_for(lambda: self._waiting is not tried or self._is_closed, _RETRY_S)
+
+    def _write(self, waiting: _Waiting) -> bool:
+        snapshot, generation = waiting.snapshot, waiting.generation
+        begin = time.monotonic()
+        history = snapshot.meta.get("history") or [{}]
+        is_epoch_end = snapshot.meta.get("reason") == "epoch"
+        try:
+            path = self._store.save(
+                snapshot.step,
+                generation,
+                snapshot.arrays,
+                snapshot.meta,
+                kind=str(snapshot.meta.get("reason")),
+                metrics=history[-1] if is_epoch_end else None,
+            )
+            self._store.prune(self._config.keep, self._config.best_by, self._config.best_mode)
+        except CheckpointError as error:
+            self._error = error
+            self._on_event(
+                {
+                    "event": "checkpoint_failed",
+                    "generation": generation,
+                    "step": snapshot.step,
+                    "error": str(error),
+                }
+            )
+            return False
+        self._error = None
+        self._on_event(
+            {
+                "event": "checkpoint",
+                "generation": generation,
+                "step": snapshot.step,
+                "path": path,
+                "seconds": time.monotonic() - begin,
+            }
+        )
+        return True
