@@ -77,6 +77,7 @@ class Seat:
         number: Counts all hosts of the run; names its log.
         actor: The host.
         bundle: Its place in the placement group; None outside.
+        has_room: Whether there was room for it when it was asked for; else it waits for some.
         born_at: When it was asked for.
         placed: Its pending `where`; None once it has answered.
         started: Its pending `start`; None once it has answered.
@@ -92,6 +93,7 @@ class Seat:
     number: int
     actor: Any
     bundle: int | None
+    has_room: bool
     born_at: float
     placed: Any | None = None
     started: Any | None = None
@@ -160,15 +162,14 @@ class Placement:
         orphaned = [bundle for bundle in vacant if bundle not in ready]
         seats = []
         for _ in range(hosts):
-            bundle: int | None = None
-            node = None
             if ready:
-                bundle = ready.pop(0)
+                seats.append(self._start_host(ready.pop(0), None))
             elif node := choose(list(nodes.values()), self._spec.need, used):
                 nodes[node.node_id] = node.without(self._spec.need)
-            elif orphaned:
-                bundle = orphaned.pop(0)  # Ray moves it to where there is room
-            seats.append(self._start_host(bundle, node))
+                seats.append(self._start_host(None, node))
+            else:  # Ray moves an orphaned bundle to where there is room, once its node is dead
+                bundle = orphaned.pop(0) if orphaned else None
+                seats.append(self._start_host(bundle, None, has_room=False))
         return seats
 
     def has_room(self, held: Collection[int | None]) -> bool:
@@ -209,7 +210,7 @@ class Placement:
         nodes: dict[int, str] = placement_group_table(self._group)["bundles_to_node_id"]
         return nodes
 
-    def _start_host(self, bundle: int | None, node: Node | None) -> Seat:
+    def _start_host(self, bundle: int | None, node: Node | None, has_room: bool = True) -> Seat:
         spec = self._spec
         strategy: Any = "DEFAULT"
         if bundle is not None:
@@ -227,7 +228,7 @@ class Placement:
             scheduling_strategy=strategy,
         )
         handle = actor.remote(spec.preload, spec.environment, spec.lease_s)
-        seat = Seat(self._asked, handle, bundle, self._clock())
+        seat = Seat(self._asked, handle, bundle, has_room, self._clock())
         self._asked += 1
         seat.placed = handle.where.remote()
         self.start_template(seat)

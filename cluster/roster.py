@@ -21,6 +21,7 @@ from cluster.placement import GangSpec, Placement, Seat
 
 _WATCH_S = 5.0
 _STUCK_S = 20.0  # a process may take this long to come up on a busy node
+_WAITING_S = 1.0  # between two looks for a better place
 _DRAINING_CHECK_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
 _CLOSE_S = 15.0
@@ -249,10 +250,12 @@ class Roster:
 
     def _give_up_stuck(self) -> None:
         """Ask anew for hosts that wait for one place while there is room in another."""
+        now = self._clock()
         stuck = [
             seat
             for seat in self.starting
-            if seat.placed is not None and self._clock() - seat.born_at > _STUCK_S
+            if seat.placed is not None
+            and now - seat.born_at > (_STUCK_S if seat.has_room else _WAITING_S)
         ]
         if stuck and self._placement.has_room(self._held_bundles()):
             self.lose(stuck[0])

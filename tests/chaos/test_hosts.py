@@ -182,6 +182,7 @@ def test_the_gang_shrinks_and_grows_again_when_the_host_is_back(
         gave_up=waited,
         grown=running["t"] - back_at,
     )
+    assert running["t"] - back_at < 12
 
 
 def test_too_few_hosts_end_the_run_and_say_what_was_awaited(

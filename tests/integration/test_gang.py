@@ -26,6 +26,7 @@ def start(
     stages: Any = (("train", 2), ("export", 1)),
     stall_after_s: float = 60.0,
     max_failures: int = 2,
+    standbys: int = 0,
 ) -> RunHandle:
     gang = GangSpec(
         name=f"gang-{tmp_path.name}",
@@ -36,6 +37,7 @@ def start(
         environment={"PYTHONPATH": str(ROOT)},
         log_dir=str(tmp_path / "logs"),
         start_timeout_s=60,
+        standbys=standbys,
     )
     settings = {"stages": stages, "faults": faults}
     spec = RunSpec(gang, stall_after_s, max_failures, 600.0, RECORDER, settings)
@@ -137,13 +139,19 @@ def test_a_stop_reaches_all_ranks(tmp_path: Path) -> None:
     assert sorted(entry[:2] for entry in messages(result, "said")) == [(1, 0), (1, 1)]
 
 
-def test_a_killed_coordinator_takes_everything_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("standbys", [0, 1])
+def test_a_killed_coordinator_takes_everything_along(tmp_path: Path, standbys: int) -> None:
     before = processes_of_ours()
-    handle = start(tmp_path, {(1, 0): "until stopped", (1, 1): "until stopped"})
+    faults = {(1, 0): "until stopped", (1, 1): "until stopped"}
+    handle = start(tmp_path, faults, standbys=standbys)
     pids: list[int] = []
     while not pids:
         pids = [pid for event in handle.events(1.0) for pid in event.get("pids", [])]
     assert all(is_running(pid) for pid in pids)
+    deadline = time.monotonic() + 20
+    while len(processes_of_ours() - before) < 4 + standbys and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(processes_of_ours() - before) == 4 + standbys  # templates, and their two forks
     handle.kill()
     assert_nothing_left(before)
     assert not any(is_running(pid) for pid in pids)

@@ -1,6 +1,8 @@
 """What becomes of a gang whose hosts end, lose their templates or are told to leave."""
 
+import hashlib
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster.bulk import split
 from cluster.channel import Message
 from cluster.errors import GangFailure
+from cluster.faults import FaultPlan
 from cluster.gang import Gang, GangSpec
 from tests.integration.test_gang import is_running
 
@@ -47,9 +51,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         gang.close()
 
 
-def form(gang: Gang, generation: int, faults: Any = ()) -> list[int]:
+def form(gang: Gang, generation: int) -> list[int]:
     """Form a generation of all ranks; their process ids, once all are ready."""
-    pids = gang.form(generation, gang.restore().workers, WORK, None, faults)
+    pids = gang.form(generation, gang.restore().workers, WORK, None)
     ready = {message.rank: message.body for message in heard(gang, "ready", len(pids))}
     assert [ready[rank]["pid"] for rank in range(len(pids))] == pids
     return pids
@@ -58,7 +62,7 @@ def form(gang: Gang, generation: int, faults: Any = ()) -> list[int]:
 def heard(gang: Gang, kind: str, times: int, timeout_s: float = 20) -> list[Message]:
     deadline = time.monotonic() + timeout_s
     found: list[Message] = []
-    for message in gang.messages(timeout_s):
+    for message in gang.messages():
         found += [message] if message is not None and message.kind == kind else []
         if len(found) == times:
             return found
@@ -169,9 +173,10 @@ def test_a_host_told_to_end_stays_until_it_is_replaced(start: Start) -> None:
 
 def test_each_rank_gets_its_own_faults(start: Start) -> None:
     gang = start()
-    gang.form(1, 2, WORK, None, [("a",), ("b", "c")])
+    plan = FaultPlan.parse("kill:0@step=5; exit:1@step=7; raise:1@step=9").faults
+    gang.form(1, 2, WORK, None, [plan[:1], plan[1:]])
     ready = {message.rank: message.body["faults"] for message in heard(gang, "ready", 2)}
-    assert ready == {0: ("a",), 1: ("b", "c")}
+    assert ready == {0: plan[:1], 1: plan[1:]}
 
 
 def test_stacks_tell_where_each_worker_is_and_which_is_stopped(start: Start) -> None:
@@ -190,13 +195,12 @@ def test_stacks_tell_where_each_worker_is_and_which_is_stopped(start: Start) -> 
 
 def test_large_commands_arrive_whole_and_in_order(start: Start) -> None:
     gang = start()
-    gang.form(1, 2, "tests.support.gang_tasks:take_parts", None)
+    gang.form(1, 2, "tests.support.gang_tasks:take_large", None)
     heard(gang, "ready", 2)
-    parts = [b"%04d" % number + bytes(2**20) for number in range(40)]
-    gang.send_large(parts)
-    gang.send("end")
-    for message in heard(gang, "numbers", 2):
-        assert message.body == list(range(40))
+    body = random.Random(1).randbytes(150 * 2**20)
+    gang.send_large(split("state", body))
+    expected = hashlib.sha256(body).hexdigest()
+    assert [message.body for message in heard(gang, "hash", 2)] == [expected] * 2
 
 
 def test_more_than_a_poll_may_carry_comes_in_several(start: Start) -> None:

@@ -1,6 +1,9 @@
 """A host by itself, without Ray: its lease, its fence against older generations, its bounds."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,3 +106,23 @@ def test_strikes_hit_the_generation_that_is_meant(host: Host, tmp_path: Path) ->
     wait_for_end(pid)
     host.kill()
     assert not host.strike(3, "kill")
+
+
+def test_a_host_told_to_end_does_so_when_its_grace_is_over(tmp_path: Path) -> None:
+    told = (
+        "import os, signal, sys, time, cluster.host as host\n"
+        "host.GRACE_S = 1.0\n"
+        "kept = host.Host(('tests.support.gang_tasks',), {}, 60.0)\n"
+        "kept.start(60, sys.argv[1])\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print(kept.poll(5).is_leaving, kept.poll(0.1).can_fork, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", told, str(tmp_path / "logs" / "template.log")]
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, timeout=40, check=False
+    )
+    assert done.stdout.split() == ["True", "True"]
+    assert done.returncode == 0
+    assert not list((tmp_path / "logs").glob(".scratch-*"))

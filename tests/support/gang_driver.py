@@ -24,7 +24,7 @@ def follow(gang: Gang, ended: threading.Event) -> str:
     """Follow a generation until it has to be formed anew; returns why."""
     ready = 0
     checked_at = time.monotonic()
-    for message in gang.messages(60):
+    for message in gang.messages():
         if ended.is_set():
             return "ended"
         if message is not None and message.kind == "exited":

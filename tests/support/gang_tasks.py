@@ -1,8 +1,7 @@
 """A worker that goes on until it is told otherwise, for tests of what becomes of its gang."""
 
-import faulthandler
+import hashlib
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,6 @@ from cluster.template import Launch
 
 def work(channel: Channel, launch: Launch) -> None:
     """Say so every 20 ms, in a message and in a file of `payload["beats"]`, until a "stop"."""
-    if launch.stacks_file:
-        stacks = open(launch.stacks_file, "a")  # noqa: SIM115  (as long as the process lives)
-        faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
     channel.send("ready", {"pid": os.getpid(), "faults": launch.faults})
     settings: dict[str, Any] = launch.payload or {}
     while not channel.has_command("stop"):
@@ -33,12 +29,10 @@ def last_beat(beats: Path, generation: int, rank: int) -> float:
     return float(text) if text else time.monotonic()
 
 
-def take_parts(channel: Channel, launch: Launch) -> None:
-    """Tell the numbers that arrived in commands "part", in their order, until an "end"."""
+def take_large(channel: Channel, launch: Launch) -> None:
+    """Tell the hash of what arrives as "state"."""
     channel.send("ready")
-    channel.wait_for("end", 60)
-    numbers = [int(body[:4]) for kind, body in channel._commands if kind == "part"]
-    channel.send("numbers", numbers)
+    channel.send("hash", hashlib.sha256(channel.take("state", 60)).hexdigest())
     channel.send("finished", launch.rank)
 
 

@@ -69,6 +69,7 @@ class Node:
         self._link = f"{self.name}b"
         self._cpus = cpus
         self._is_head = number == 1
+        self._is_cut = False
         self._ray: subprocess.Popen[bytes] | None = None
         _ip("netns", "add", self.name)
         _ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
@@ -131,7 +132,12 @@ class Node:
 
     def cut(self) -> None:
         """Take the cable out: nothing gets in or out, nobody is told."""
+        self._is_cut = True
         _ip("link", "set", self._link, "down")
+
+    def reconnect(self) -> None:
+        """Put the cable in again, whatever has become of the host meanwhile."""
+        _ip("link", "set", self._link, "up")
 
     def slow(self, rate_mbit: float = 0.0, delay_ms: float = 0.0) -> None:
         """Limit what this host sends, or delay it.
@@ -150,14 +156,15 @@ class Node:
             raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
 
     def restore(self) -> None:
-        """Whole again: the link as at first, and Ray started anew where it has ended."""
-        _ip("link", "set", self._link, "up")
+        """Whole again: the link as at first, and Ray started anew where it ended or was cut off."""
+        self.reconnect()
         subprocess.run(
             ["tc", "-n", self.name, "qdisc", "del", "dev", "eth0", "root"],
             capture_output=True,
             check=False,
         )
-        if not self.is_running():
+        if self._is_cut or not self.is_running():
+            self._is_cut = False
             self.kill()
             self.start()
 
