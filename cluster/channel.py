@@ -7,6 +7,7 @@ strikes itself with the faults that a chaos plan has given it.
 """
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -95,9 +96,12 @@ class Channel:
             if fault.kind != COORDINATOR:  # that one is told by the message
                 strike(fault.kind)
 
-    def leave(self) -> None:
-        """Tell the coordinator that this process is to go; safe in a signal handler."""
-        self._is_leaving.set()
+    def heed_sigterm(self) -> None:
+        """Have SIGTERM tell the coordinator that this process is to go; in the main thread.
+
+        To be called again after a library has put a handler of its own in this one's place.
+        """
+        signal.signal(signal.SIGTERM, lambda *_: self._is_leaving.set())
 
     def has_command(self, command: str) -> bool:
         """Whether a command of this kind has arrived."""

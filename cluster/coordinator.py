@@ -231,14 +231,15 @@ class Coordinator:
         now = time.monotonic()
         self._ready_since = self._ready_since or now
         self._strike(gang, delegate, formation, now - self._ready_since)
-        if not stage.is_elastic or now - self._looked_at < _LOOK_EVERY_S:
+        if not stage.is_elastic:
             return
-        self._looked_at = now
-        reason = ""
-        if formation.leaving:
-            reason = f"ranks {sorted(formation.leaving)} are to go"
-        elif gang.can_grow():
-            reason = "there is room for more workers"
+        leaving, reason = set(formation.leaving), ""
+        if now - self._looked_at >= _LOOK_EVERY_S:
+            self._looked_at = now
+            leaving |= gang.leaving()
+            reason = "there is room for more workers" if gang.can_grow() else ""
+        if leaving:
+            reason = f"ranks {sorted(leaving)} are to go"
         if reason and formation.ask("pause", reason):
             self._record(delegate, "pausing", reason=reason)
 

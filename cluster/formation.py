@@ -30,6 +30,7 @@ class Formation:
     Attributes:
         is_paused: Whether they left off, at request, with work undone; known at the end.
         last_said: When a rank last said anything but its pulse or its end; monotonic seconds.
+        leaving: Ranks that were told to go, by a signal.
         struck: Numbers of the chaos plan's faults that its ranks did to themselves.
         stacks: Stacks of all ranks, where they stalled.
     """
@@ -44,11 +45,11 @@ class Formation:
         self._ready: set[int] = set()
         self._finished: set[int] = set()
         self._left: set[int] = set()
-        self._leaving: set[int] = set()
         self._asked: str | None = None
         self._asked_at = 0.0
         self.last_said = now
         self.is_paused = False
+        self.leaving: set[int] = set()
         self.struck: list[int] = []
         self.stacks: dict[int, str] = {}
 
@@ -56,11 +57,6 @@ class Formation:
     def is_ready(self) -> bool:
         """Whether all ranks have formed."""
         return len(self._ready) == self._workers
-
-    @property
-    def leaving(self) -> set[int]:
-        """Ranks that are to go: told to by a signal, or on a node that is drained."""
-        return self._leaving | self._gang.leaving()
 
     def ask(self, command: str, reason: str) -> bool:
         """Ask all ranks to "stop" or to "pause" at a common step; returns whether it is news.
@@ -109,7 +105,7 @@ class Formation:
             self.struck.append(message.body.number)
             return message
         if kind == "leaving":
-            self._leaving.add(rank)
+            self.leaving.add(rank)
         elif kind == "exception":
             _raise_worker_error(message)
         elif kind == "exited":
