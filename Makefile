@@ -50,11 +50,15 @@ unit: $(READY) ## Tests without Ray
 
 .PHONY: integration
 integration: $(READY) ## Tests with real processes
-	$(BIN)/pytest -m "not long" tests/contract tests/integration
+	$(BIN)/pytest -m "not long and not chaos" tests/contract tests/integration tests/chaos
 
 .PHONY: test-all
-test-all: lint types unit ## All tests, the long ones too, and docs/parity.md
-	LOCKSTEP_PARITY_REPORT=docs/parity.md $(BIN)/pytest -m "" tests/contract tests/integration
+test-all: lint types unit ## All tests but those of test-chaos, the long ones too, and docs/parity.md
+	LOCKSTEP_PARITY_REPORT=docs/parity.md $(BIN)/pytest -m "not chaos" tests/contract tests/integration tests/chaos
+
+.PHONY: test-chaos
+test-chaos: $(READY) ## Every fault in every phase, fifty random kills, several hosts
+	$(BIN)/pytest -m chaos tests/chaos tests/integration
 
 .PHONY: parity-legacy
 parity-legacy: $(READY) ## The second opinion: tf_keras under the same strategy, for docs/parity.md

@@ -5,8 +5,9 @@ messages mean is told by a *delegate*, an object of the layer above, created in 
 process. States and what each permits:
 
     PLACING   resources and templates are awaited        -> FORMING, FAILED
-    FORMING   hosts are replaced, processes are forked   -> RUNNING, FORMING again after a failure
-    RUNNING   messages are passed to the delegate        -> PAUSING, FORMING (next stage, failure), DONE
+    FORMING   hosts are replaced, processes are forked   -> RUNNING, FORMING again (failure)
+    RUNNING   messages are passed to the delegate        -> PAUSING, FORMING (next stage, failure),
+                                                            DONE
     PAUSING   ranks take a snapshot and leave            -> FORMING (other hosts, or more of them)
     DONE      the delegate's result is there             final
     FAILED    an error is there                          final
@@ -42,7 +43,8 @@ class Stage:
         name: Shown in events.
         workers: How many ranks take part.
         entry: `module:function`, called in each training process with (Channel, Launch).
-        is_elastic: Whether fewer ranks may take part where hosts are lost.
+        is_elastic: Whether fewer ranks may take part where hosts are lost, and whether the ranks
+            heed the command "pause".
     """
 
     name: str
@@ -229,13 +231,13 @@ class Coordinator:
         now = time.monotonic()
         self._ready_since = self._ready_since or now
         self._strike(gang, delegate, formation, now - self._ready_since)
-        if now - self._looked_at < _LOOK_EVERY_S:
+        if not stage.is_elastic or now - self._looked_at < _LOOK_EVERY_S:
             return
         self._looked_at = now
         reason = ""
         if formation.leaving:
             reason = f"ranks {sorted(formation.leaving)} are to go"
-        elif stage.is_elastic and gang.can_grow():
+        elif gang.can_grow():
             reason = "there is room for more workers"
         if reason and formation.ask("pause", reason):
             self._record(delegate, "pausing", reason=reason)

@@ -63,8 +63,12 @@ class Formation:
         return self._leaving | self._gang.leaving()
 
     def ask(self, command: str, reason: str) -> bool:
-        """Ask all ranks to "stop" or to "pause" at a common step; returns whether it is news."""
-        if self._asked is not None or self._finished:
+        """Ask all ranks to "stop" or to "pause" at a common step; returns whether it is news.
+
+        A stop is answered within a bound. A pause is for as long as training goes on: who evaluates
+        at the end of it does not heed it.
+        """
+        if self._asked in (command, "stop") or self._finished:
             return False
         self._asked, self._asked_at = command, time.monotonic()
         self._gang.send(command, reason)
@@ -134,10 +138,10 @@ class Formation:
         if stall is not None:
             self.stacks = self._gang.stacks(_STACKS_S)
             raise GangFailure(stall.sentence, stall.kind, stall.rank)
-        if self._asked and not self._finished and now - self._asked_at > _ANSWER_S:
+        is_late = self._asked == "stop" and now - self._asked_at > _ANSWER_S
+        if is_late and not self._finished:
             raise GangFailure(
-                f"the workers were asked to {self._asked} and did not within {_ANSWER_S:g} s.",
-                "stalled",
+                f"the workers were asked to stop and did not within {_ANSWER_S:g} s.", "stalled"
             )
 
 

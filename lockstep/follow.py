@@ -1,4 +1,4 @@
-"""A run as its driver follows it: events, a clean stop on Ctrl-C, a successor for the coordinator."""
+"""A run as its driver follows it: events, a clean stop on Ctrl-C, successors of coordinators."""
 
 import time
 from dataclasses import dataclass, replace

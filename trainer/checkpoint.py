@@ -4,10 +4,10 @@ Arrays are datasets, the rest is JSON in an attribute. HDF5 leaves the first 512
 block) to us: they hold the digest of all that follows. It is checked before HDF5 sees the file,
 because its library can crash the process on a damaged one.
 
-HDF5 holds Python's lock as long as it writes or reads, and it fills files back and forth. So it
-lays out the frame alone: contents and numbers; the arrays, nearly all of a file, are put between
-by us, from memory in one pass, and are looked at in place when a file was read. Whose checkpoint
-it is, and which is the newest, is `trainer.checkpoint_store`'s.
+HDF5 fills files back and forth, so what it wrote can only be hashed in a second pass, and it copies
+what it reads. So it lays out the frame alone: names and numbers. The arrays, nearly all of a file,
+are put between from memory, in one pass, and are looked at where they lie when a file was read.
+Whose checkpoint it is, and which is the newest, is `trainer.checkpoint_store`'s.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ from trainer.errors import CheckpointError
 
 _FORMAT = 1
 _HEADER_BYTES = 512  # the smallest user block of HDF5
-_ALIGNMENT_BYTES = 64  # of arrays in the file: a whole number of any element
+_ALIGNMENT_BYTES = 64  # of large arrays in the file: a whole number of any element
+_LARGE_BYTES = 4096  # to align all costs HDF5 three times as long: its own records count as well
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def pack(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> PackedC
         frame.seek(_HEADER_BYTES)
         for offset, array in sorted(placed, key=lambda item: item[0]):
             pieces.append(frame.read(offset - frame.tell()))
-            pieces.append(memoryview(array.reshape(-1).view(np.uint8)))
+            pieces.append(array.reshape(-1).view(np.uint8).data)
             frame.seek(array.nbytes, os.SEEK_CUR)
         pieces.append(frame.read())
     digest = hashlib.sha256()
@@ -70,7 +71,7 @@ def pack(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> PackedC
 
 
 def unpack(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any], str]:
-    """Arrays, meta and digest of the bytes of a file; the arrays are read-only views of them.
+    """Arrays, meta and digest of the bytes of a file; large arrays are read-only views of them.
 
     Raises:
         CheckpointError: What is wrong with them, as what could follow the name of the file.
@@ -89,7 +90,7 @@ def unpack(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any], str]:
                 )
             )
             meta: dict[str, Any] = json.loads(str(file.attrs["meta"]))
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"cannot be read: {error}") from error
     return arrays, meta, digest
 
@@ -113,7 +114,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Arrays (read-only) and meta of a checkpoint, from a local path or a store.
+    """Arrays (large ones read-only) and meta of a checkpoint, from a local path or a store.
 
     Raises:
         CheckpointError: Unreadable, or its digest does not fit.
@@ -131,39 +132,6 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str
     return arrays, meta
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and what was wrong with those that were skipped."""
-    skipped = []
-    for path in sorted(folder.glob("step-*.h5"), reverse=True):
-        try:
-            read_checkpoint(path)
-        except CheckpointError as error:
-            skipped.append(str(error))
-            continue
-        return path, skipped
-    return None, skipped
-
-
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` that were written last.
-
-    Steps do not tell: after a damaged checkpoint the run goes on from an earlier one, and what it
-    then writes has smaller steps than the damaged file.
-    """
-    by_age = sorted(
-        folder.glob("step-*.h5"),
-        key=lambda path: (path.stat().st_mtime_ns, path.name),
-        reverse=True,
-    )
-    for path in by_age[keep:]:
-        path.unlink(missing_ok=True)
-
-
-def checkpoint_name(step: int) -> str:
-    """Names sort by step."""
-    return f"step-{step:010d}"
-
-
 def _write_frame(
     frame: IO[bytes], arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
 ) -> list[tuple[int, NDArray[Any]]]:
@@ -176,7 +144,7 @@ def _write_frame(
         frame,
         "w",
         userblock_size=_HEADER_BYTES,
-        alignment_threshold=1,
+        alignment_threshold=_LARGE_BYTES,
         alignment_interval=_ALIGNMENT_BYTES,
     ) as file:
         for key, array in arrays.items():
@@ -197,7 +165,8 @@ def _view(dataset: h5py.Dataset, data: bytes) -> NDArray[Any]:
     count = int(np.prod(shape))
     if not count or offset is None or dataset.id.get_storage_size() != count * dtype.itemsize:
         return np.asarray(dataset)
-    return np.frombuffer(data, dtype, count, offset).reshape(shape)
+    found = np.frombuffer(data, dtype, count, offset).reshape(shape)
+    return found if found.flags.aligned else found.copy()
 
 
 def _header(digest: str) -> bytes:

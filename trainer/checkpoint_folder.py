@@ -41,6 +41,11 @@ class Slot:
         return all(entry is not None and entry.is_file for entry in (self.data, self.manifest))
 
     @property
+    def has_folder(self) -> bool:
+        """Whether a folder stands where a file belongs."""
+        return any(entry is not None and not entry.is_file for entry in (self.data, self.manifest))
+
+    @property
     def is_leftover(self) -> bool:
         """Whether a writer left its .h5 without a manifest; those of earlier versions are none."""
         has_data = self.data is not None and self.data.is_file
@@ -54,8 +59,8 @@ class DamagedError(Exception):
         super().__init__(f"{path} {reason}.")
 
 
-class VanishedError(Exception):
-    """A checkpoint that was removed after it was listed: there must be newer ones."""
+class ChangedError(Exception):
+    """The folder is not as it was listed: a writer works there. Look again."""
 
 
 def list_slots(uri: str, is_final: bool) -> list[Slot]:
@@ -78,7 +83,7 @@ def read_manifest(uri: str, slot: Slot) -> Manifest:
 
     Raises:
         DamagedError: There is none, or it is not.
-        VanishedError: There was one.
+        ChangedError: There was one.
     """
     name, path = slot.name, f"{uri}/{slot.name.manifest}"
     if slot.manifest is None:
@@ -94,7 +99,7 @@ def read_manifest(uri: str, slot: Slot) -> Manifest:
     except ManifestError as error:
         raise DamagedError(path, str(error)) from None
     except FileNotFoundError:
-        raise VanishedError from None
+        raise ChangedError from None
     except OSError as error:
         raise DamagedError(path, f"cannot be read: {error}") from error
     described = checkpoint_name(None if name.is_final else manifest.step, manifest.generation)
@@ -112,12 +117,12 @@ def read_data(uri: str, slot: Slot, manifest: Manifest) -> tuple[Arrays, dict[st
 
     Raises:
         DamagedError: They are not there, or not what the manifest describes.
-        VanishedError: They were there.
+        ChangedError: They were there, or are now.
     """
     path, data = f"{uri}/{slot.name.data}", slot.data
     if data is None:
-        if not storage.exists(f"{uri}/{slot.name.manifest}"):
-            raise VanishedError
+        if storage.exists(path) or not storage.exists(f"{uri}/{slot.name.manifest}"):
+            raise ChangedError
         raise DamagedError(path, "is missing; its manifest is there")
     if not data.is_file:
         raise DamagedError(path, "is a folder; a file belongs there")
@@ -130,7 +135,7 @@ def read_data(uri: str, slot: Slot, manifest: Manifest) -> tuple[Arrays, dict[st
     except CheckpointError as error:
         raise DamagedError(path, str(error).rstrip(".")) from error
     except FileNotFoundError:
-        raise VanishedError from None
+        raise ChangedError from None
     except OSError as error:
         raise DamagedError(path, f"cannot be read: {error}") from error
     if sha256 != manifest.sha256:

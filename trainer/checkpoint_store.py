@@ -26,9 +26,9 @@ from data_pipeline.errors import DataError, ReadError
 from data_pipeline.object_stores import is_remote
 from trainer.checkpoint import PackedCheckpoint, pack
 from trainer.checkpoint_folder import (
+    ChangedError,
     DamagedError,
     Slot,
-    VanishedError,
     list_slots,
     read_data,
     read_manifest,
@@ -70,7 +70,7 @@ class Found:
         path: Of the .h5, for `trainer.checkpoint.read_checkpoint`.
         step: Optimizer updates completed.
         generation: Of the gang that wrote it.
-        arrays: Read-only.
+        arrays: Large ones are read-only.
         meta: Plain values.
     """
 
@@ -85,8 +85,9 @@ class CheckpointStore:
     """Writes, finds and removes the checkpoints of one run.
 
     Everything blocks until storage has answered, at most for the patience that is set in the
-    environment (see `data_pipeline.storage`); Python's lock is free meanwhile. A store that
-    refuses is a DataError, except in `save` and `save_final`.
+    environment (see `data_pipeline.storage`); Python's lock is free meanwhile. What fails is a
+    CheckpointError; only where a run may be about to start (`newest`, `final`, `has_any`,
+    `last_generation`) a store that refuses is the user's mistake, a DataError.
 
     Args:
         uri: A folder, or a URI such as s3://bucket/prefix; made by the first save.
@@ -166,8 +167,11 @@ class CheckpointStore:
 
         Returns:
             Paths of the removed .h5 files.
+
+        Raises:
+            CheckpointError: Storage refuses or does not answer; what is gone is gone whole.
         """
-        with self._reading():
+        with self._removing():
             own = self._own(is_final=False)
             whole = [(slot, manifest) for slot, manifest in own if _fits(slot, manifest)]
             if len(whole) < keep:
@@ -175,7 +179,9 @@ class CheckpointStore:
             oldest = whole[keep - 1][0].name.order
             best = None if best_by is None else _best(whole, best_by, best_mode)
             gone = [
-                slot.name for slot, _ in own if slot.name.order < oldest and slot.name.stem != best
+                slot.name
+                for slot, _ in own
+                if slot.name.order < oldest and slot.name.stem != best and not slot.has_folder
             ]
             for name in gone:
                 self._remove(name)
@@ -185,8 +191,11 @@ class CheckpointStore:
         """Remove what writers that died left behind; for who is the only writer now.
 
         These are partial files, and .h5 files without a manifest that are older than a checkpoint.
+
+        Raises:
+            CheckpointError: Storage refuses or does not answer.
         """
-        with self._reading():
+        with self._removing():
             for entry in storage.list_folder(self._uri):
                 if _PARTIAL.fullmatch(entry.name) and entry.is_file:
                     storage.remove(self._path(entry.name))
@@ -235,12 +244,12 @@ class CheckpointStore:
         return path
 
     def _write(self, name: CheckpointName, packed: PackedCheckpoint, manifest: Manifest) -> None:
-        storage.write_whole(self._path(name.data), *packed.pieces)
         with contextlib.ExitStack() as undo:
             # A full disk needs the room back. A store that failed is not asked again: what it has
             # is no checkpoint without a manifest, and with one it is whole.
             if not is_remote(self._uri):
                 undo.callback(self._withdraw, name)
+            storage.write_whole(self._path(name.data), *packed.pieces)
             storage.write_whole(self._path(name.manifest), manifest.dump())
             undo.pop_all()
 
@@ -259,11 +268,11 @@ class CheckpointStore:
     ) -> tuple[Found | None, list[str]]:
         with self._reading():
             for _ in range(_LOOKS):
-                with contextlib.suppress(VanishedError):
+                with contextlib.suppress(ChangedError):
                     return self._look(most_generation, is_final)
         raise CheckpointError(
-            f"{self._uri}: checkpoints were removed as fast as they were found, {_LOOKS} times. "
-            "Only the run's own writer may remove any; end others."
+            f"{self._uri} changed as fast as it was looked at, {_LOOKS} times. One writer at a "
+            "time is allowed; end the others."
         )
 
     def _look(self, most_generation: int | None, is_final: bool) -> tuple[Found | None, list[str]]:
@@ -297,7 +306,7 @@ class CheckpointStore:
                 continue
             manifest = self._manifests.get(slot.name.stem)
             if manifest is None:
-                with contextlib.suppress(DamagedError, VanishedError):
+                with contextlib.suppress(DamagedError, ChangedError):
                     manifest = read_manifest(self._uri, slot)
             if manifest is not None and self._is_of_origin(manifest):
                 self._manifests[slot.name.stem] = manifest
@@ -330,6 +339,15 @@ class CheckpointStore:
             ) from error
         except ReadError as error:
             raise CheckpointError(f"checkpoints cannot be reached: {error}") from error
+
+    @contextlib.contextmanager
+    def _removing(self) -> Iterator[None]:
+        """As `_reading`; who may not remove is told so in the middle of a run."""
+        try:
+            with self._reading():
+                yield
+        except DataError as error:
+            raise CheckpointError(f"old checkpoints cannot be removed: {error}") from error
 
     def _path(self, file: str) -> str:
         return f"{self._uri}/{file}"

@@ -6,6 +6,7 @@ while snapshots in memory go on to cover the workers' deaths. Only what a run is
 on storage in the end: `flush` says so, or fails.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -50,8 +51,11 @@ class CheckpointKeeper:
         self.latest: Snapshot | None = None
         self.weights: Arrays | None = None
 
-    def recover(self, most_generation: int) -> list[str]:
+    def recover(self, most_generation: int | None) -> list[str]:
         """Take the newest whole checkpoint from storage; returns what was wrong with others.
+
+        Args:
+            most_generation: No writer had a later generation; None where nobody knows.
 
         Raises:
             CheckpointError: All that is there belongs to another job, or storage does not answer.
@@ -59,7 +63,13 @@ class CheckpointKeeper:
         found, skipped = self._store.newest(most_generation)
         if found is not None:
             self.latest = Snapshot(found.step, found.arrays, found.meta)
+        with contextlib.suppress(CheckpointError):  # leftovers of the dead are in nobody's way
+            self._store.clean()
         return skipped
+
+    def last_generation(self) -> int:
+        """The latest generation that left a file on storage; 0 without one."""
+        return self._store.last_generation()
 
     def take(self, snapshot: Snapshot, generation: int) -> None:
         """Keep a snapshot, and have it written if it is to last; returns at once."""
@@ -138,7 +148,6 @@ class CheckpointKeeper:
                 kind=str(snapshot.meta.get("reason")),
                 metrics=history[-1] if is_epoch_end else None,
             )
-            self._store.prune(self._config.keep, self._config.best_by, self._config.best_mode)
         except CheckpointError as error:
             self._error = error
             self._on_event(
@@ -151,6 +160,8 @@ class CheckpointKeeper:
             )
             return False
         self._error = None
+        with contextlib.suppress(CheckpointError):  # the next one tries again
+            self._store.prune(self._config.keep, self._config.best_by, self._config.best_mode)
         self._on_event(
             {
                 "event": "checkpoint",

@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer.errors import RunFolderError
 from trainer.files import write_json
 
-_LOCK = ".owner"
+_LOCK = "owner.lock"
 _COUNT = "generation.json"
 _WAIT_S = 20.0
 _RETRY_S = 0.1

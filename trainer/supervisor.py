@@ -62,8 +62,10 @@ class TrainingSupervisor:
         """Own the run folder, and find what to go on from; returns the newest generation."""
         generation = self._possession.acquire()
         if self._settings.is_resumed:
-            for reason in self._keeper.recover(generation):
+            # A run folder that was lost has no count; then what is on storage has.
+            for reason in self._keeper.recover(generation or None):
                 self.on_event({"event": "checkpoint_skipped", "reason": reason})
+            generation = max(generation, self._keeper.last_generation())
         return generation
 
     def next_stage(self) -> Stage | None:

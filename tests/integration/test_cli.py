@@ -177,7 +177,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_leaves_no_process(rows: Path, tmp_path: P
     folder = next((tmp_path / "runs" / "small").iterdir())
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
-    assert (folder / "checkpoints" / f"step-{summary['steps']:010d}.h5").exists()
+    assert (folder / "checkpoints" / f"step-{summary['steps']:010d}-g000001.h5").exists()
 
 
 def test_a_killed_driver_leaves_no_process(rows: Path, tmp_path: Path) -> None:

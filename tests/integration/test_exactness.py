@@ -11,7 +11,7 @@ import pytest
 import lockstep
 from lockstep.api import TrainOptions
 from lockstep.follow import SilentListener
-from tests.support.jobs import make_job
+from tests.support.jobs import make_job, store_of
 from tests.support.plain_keras import fit_plain
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -138,16 +138,14 @@ def dropout_job(rows: Path, runs: Path, workers: int) -> dict[str, Any]:
 
 @pytest.mark.long
 def test_dropout_masks_differ_between_ranks_and_come_again(rows: Path, tmp_path: Path) -> None:
-    from trainer.checkpoint import newest_checkpoint, read_checkpoint
-
     listener = Warned()
     first = lockstep.train(dropout_job(rows, tmp_path / "a", 2), listener=listener)
     second = lockstep.train(dropout_job(rows, tmp_path / "b", 2))
     assert first.summary["weights_sha256"] == second.summary["weights_sha256"]
     assert any("random layers (dropout)" in text for text in listener.texts)
-    newest, _ = newest_checkpoint(first.folder / "checkpoints")
+    newest, _ = store_of(first).newest()
     assert newest is not None
-    seeds = read_checkpoint(newest)[0]["ranks/seeds"]
+    seeds = newest.arrays["ranks/seeds"]
     assert seeds.shape[0] == 2
     assert not np.array_equal(seeds[0], seeds[1])
 

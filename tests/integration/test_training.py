@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 
 import lockstep
 from lockstep.api import TrainOptions
 from lockstep.follow import SilentListener
-from tests.support.jobs import ROWS, make_job
+from tests.support.jobs import ROWS, assert_same_bits, make_job
 from tests.support.plain_keras import fit_plain
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -39,24 +38,6 @@ class Recorder(SilentListener):
 
     def warned(self, warning: str) -> None:
         self.warnings.append(warning)
-
-
-def final_weights(run: lockstep.Run) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    with h5py.File(run.folder / "checkpoints" / "final.h5") as file:
-        file.visititems(
-            lambda key, item: (
-                found.__setitem__(key, np.asarray(item)) if isinstance(item, h5py.Dataset) else None
-            )
-        )
-    return found
-
-
-def assert_same_bits(first: lockstep.Run, second: lockstep.Run) -> None:
-    ours, theirs = final_weights(first), final_weights(second)
-    assert ours.keys() == theirs.keys()
-    different = [key for key in ours if not np.array_equal(ours[key], theirs[key])]
-    assert different == []
 
 
 @pytest.fixture(scope="module")

@@ -62,3 +62,29 @@ def make_job(data: Path, runs: Path, **changes: Any) -> dict[str, Any]:
             target = target.setdefault(section, {})
         target[field] = value
     return job
+
+
+def store_of(run: Any) -> Any:
+    """The checkpoints of a run."""
+    from configs.load import job_digest, load_job
+    from trainer.checkpoint_store import CheckpointStore, Origin
+    from trainer.run_folder import checkpoints_of
+
+    job = load_job(run.folder / "job.yaml")
+    origin = Origin(run.folder.name, job_digest(job))
+    return CheckpointStore(checkpoints_of(job, run.folder), origin)
+
+
+def final_weights(run: Any) -> dict[str, np.ndarray]:
+    """The weights that a run ended with, by name."""
+    found, damaged = store_of(run).final()
+    assert found is not None, damaged
+    return found.arrays
+
+
+def assert_same_bits(first: Any, second: Any) -> None:
+    """Two runs ended with the same weights."""
+    ours, theirs = final_weights(first), final_weights(second)
+    assert ours.keys() == theirs.keys()
+    different = [key for key in ours if not np.array_equal(ours[key], theirs[key])]
+    assert different == []

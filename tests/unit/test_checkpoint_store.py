@@ -1,10 +1,9 @@
-"""Checkpoints at one place: the newest whole one is found, whatever is damaged or dies."""
+"""Checkpoints at one place: the newest is found, the best is kept, and a failure shows nothing."""
 
 import json
 import os
-import re
-import shutil
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +12,23 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError, ReadError
+from tests.support.checkpoints import (
+    OTHER_JOB,
+    OTHER_RUN,
+    arrays_of,
+    files,
+    is_whole,
+    names,
+    place_of,
+    save,
+    stem,
+    store_in,
+)
 from tests.support.stores import MemoryStores
-from trainer.checkpoint import read_checkpoint, write_checkpoint
-from trainer.checkpoint_manifest import ManifestError, load_manifest, parse_name
-from trainer.checkpoint_store import CheckpointStore, Found, Origin
+from trainer.checkpoint import read_checkpoint
+from trainer.checkpoint_manifest import parse_name
 from trainer.errors import CheckpointError
-
-OURS = Origin("run-1", "job-a")
-OTHER_JOB = Origin("run-1", "job-b")
-OTHER_RUN = Origin("run-2", "job-a")
-
-
-def store_in(folder: Path | str, origin: Origin = OURS) -> CheckpointStore:
-    return CheckpointStore(str(folder), origin, now=lambda: 1234.5)
-
-
-def arrays_of(step: int, generation: int) -> dict[str, Any]:
-    return {"model/value": np.full(50, step + generation / 1000), "empty": np.zeros(0, "f4")}
-
-
-def save(store: CheckpointStore, step: int, generation: int = 1, **more: Any) -> str:
-    meta = {"step": step, "generation": generation}
-    return store.save(step, generation, arrays_of(step, generation), meta, **more)
-
-
-def is_whole(found: Found | None) -> bool:
-    """Whether all of it is of the step and generation that it says."""
-    assert found is not None
-    expected = arrays_of(found.step, found.generation)
-    assert found.meta == {"step": found.step, "generation": found.generation}
-    assert found.arrays.keys() == expected.keys()
-    return all(np.array_equal(found.arrays[name], expected[name]) for name in expected)
-
-
-def place_of(found: Found | None) -> tuple[int, int] | None:
-    return None if found is None else (found.step, found.generation)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
-
-
-def stem(step: int, generation: int = 1) -> str:
-    return f"step-{step:010d}-g{generation:06d}"
-
-
-def files(*places: tuple[int, int]) -> list[str]:
-    return sorted(f"{stem(*place)}.{end}" for place in places for end in ("h5", "json"))
+from trainer.metric_names import is_more_better
 
 
 def test_what_is_saved_is_found(tmp_path):
@@ -123,190 +92,6 @@ def test_steps_and_generations_of_any_length_are_ordered_as_numbers(tmp_path):
     assert store.last_generation() == 1_000_000
 
 
-def on_data(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda path: rewrite(path, change)
-
-
-def on_manifest(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda path: rewrite(path.with_suffix(".json"), change)
-
-
-def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
-    path.write_bytes(change(path.read_bytes()))
-
-
-def flip(data: bytes, place: int) -> bytes:
-    place %= len(data)
-    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
-
-
-def to_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-    (path / "part").write_bytes(b"x")
-
-
-def replace_by_other_step(path: Path) -> None:
-    shutil.copy(path.parent / f"{stem(100)}.h5", path)
-
-
-def replace_both_by_other_step(path: Path) -> None:
-    for end in (".h5", ".json"):
-        shutil.copy(path.parent / f"{stem(100)}{end}", path.with_suffix(end))
-
-
-def by_other(origin: Origin) -> Callable[[Path], None]:
-    def rewrite_all(path: Path) -> None:
-        save(store_in(path.parent, origin), 200)
-
-    return rewrite_all
-
-
-H5, JSON = f"{stem(200)}.h5", f"{stem(200)}.json"
-DIGEST = "is damaged: its digest does not fit its content."
-DAMAGES: dict[str, tuple[Callable[[Path], None], str, str]] = {
-    "truncated": (on_data(lambda data: data[:-100]), H5, r"has \d+ bytes; its manifest says \d+."),
-    "one byte more": (on_data(lambda data: data + b"\0"), H5, r"has \d+ bytes; .* says \d+."),
-    "empty": (on_data(lambda data: b""), H5, r"has 0 bytes; its manifest says \d+."),
-    "bit of an array": (
-        on_data(lambda data: flip(data, data.index(np.float64(200.001).tobytes()))),
-        H5,
-        DIGEST,
-    ),
-    "bit of the end": (on_data(lambda data: flip(data, -1)), H5, DIGEST),
-    "bit of the header": (on_data(lambda data: flip(data, 60)), H5, DIGEST),
-    "bit of the padding": (on_data(lambda data: flip(data, 500)), H5, DIGEST),
-    "bit of HDF5's header": (on_data(lambda data: flip(data, 520)), H5, DIGEST),
-    "zeros": (on_data(lambda data: bytes(len(data))), H5, DIGEST),
-    "no .h5": (Path.unlink, H5, "is missing; its manifest is there."),
-    "folder for the .h5": (to_folder, H5, "is a folder; a file belongs there."),
-    "other step's .h5": (
-        replace_by_other_step,
-        H5,
-        "is whole, but not the file that its manifest describes.",
-    ),
-    "no manifest": (
-        lambda path: path.with_suffix(".json").unlink(),
-        H5,
-        rf"is without a manifest \({JSON}\): its writer died, or an earlier version wrote it.",
-    ),
-    "folder for the manifest": (
-        lambda path: to_folder(path.with_suffix(".json")),
-        JSON,
-        "is a folder; a manifest belongs there.",
-    ),
-    "empty manifest": (on_manifest(lambda data: b""), JSON, "is not JSON: Expecting value.*"),
-    "truncated manifest": (on_manifest(lambda data: data[:-9]), JSON, "is not JSON: .*"),
-    "no text": (on_manifest(lambda data: b"\xff\xfe\xfd\xfc"), JSON, "is not JSON: .*"),
-    "other JSON": (
-        on_manifest(lambda data: b"[1]"),
-        JSON,
-        "holds list where a mapping belongs.",
-    ),
-    "other format": (
-        on_manifest(lambda data: data.replace(b'"format": 1', b'"format": 2')),
-        JSON,
-        "is of format 2; format 1 is understood.",
-    ),
-    "bit of the manifest": (
-        on_manifest(lambda data: data.replace(b'"step": 200', b'"step": 201')),
-        JSON,
-        DIGEST,
-    ),
-    "pair of another step": (
-        replace_both_by_other_step,
-        JSON,
-        rf"describes another file: {stem(100)}.h5, of step 100 and generation 1.",
-    ),
-    "other job": (by_other(OTHER_JOB), H5, r"is of another job \(job-b; this one is job-a\)."),
-    "other run": (by_other(OTHER_RUN), H5, r"is of another run \(run-2; this one is run-1\)."),
-}
-
-
-@pytest.mark.parametrize(("damage", "file", "reason"), DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, damage, file, reason):
-    store = store_in(tmp_path)
-    save(store, 100)
-    damage(Path(save(store, 200)))
-    found, skipped = store.newest()
-    assert place_of(found) == (100, 1)
-    assert is_whole(found)
-    (sentence,) = skipped
-    assert sentence.startswith(f"{tmp_path}/{file} ")
-    assert re.fullmatch(reason, sentence.removeprefix(f"{tmp_path}/{file} ")), sentence
-
-
-@pytest.mark.parametrize("damage", ["truncated", "no manifest", "other format", "no .h5"])
-def test_without_a_whole_one_there_is_none_and_all_are_named(tmp_path, damage):
-    store = store_in(tmp_path)
-    for step in (100, 200):
-        DAMAGES[damage][0](Path(save(store, step)))
-    found, skipped = store.newest()
-    assert found is None
-    assert [stem(200) in skipped[0], stem(100) in skipped[1]] == [True, True]
-
-
-def test_every_flipped_bit_is_found(tmp_path):
-    store = store_in(tmp_path)
-    save(store, 100)
-    path = Path(save(store, 200))
-    chance = np.random.default_rng(0)
-    for file in (path, path.with_suffix(".json")):
-        data = file.read_bytes()
-        for place in chance.choice(len(data), 150, replace=False):
-            file.write_bytes(flip(data, int(place)))
-            found, skipped = store.newest()
-            assert place_of(found) == (100, 1), (file, place)
-            assert str(file) in skipped[0] or str(path) in skipped[0]
-        file.write_bytes(data)
-    assert place_of(store.newest()[0]) == (200, 1)
-
-
-def test_one_of_the_future_is_named_and_skipped(tmp_path):
-    store = store_in(tmp_path)
-    save(store, 100, 3)
-    path = save(store, 50, 4)
-    found, skipped = store.newest(most_generation=3)
-    assert place_of(found) == (100, 3)
-    assert skipped == [
-        f"{path} is of generation 4; none later than 3 can have written: it is damaged, or another "
-        "writer's."
-    ]
-    assert place_of(store.newest(most_generation=4)[0]) == (50, 4)
-    assert store.last_generation() == 4
-
-
-@pytest.mark.parametrize("origin", [OTHER_JOB, OTHER_RUN])
-def test_others_checkpoints_are_refused(tmp_path, origin):
-    save(store_in(tmp_path, origin), 100, 9)
-    write_checkpoint(tmp_path, "step-0000000001", {}, {})
-    for most in (None, 1):
-        with pytest.raises(CheckpointError) as error:
-            store_in(tmp_path).newest(most)
-        assert str(error.value) == (
-            f"{tmp_path} holds checkpoints of run {origin.run_id}, job {origin.job}; those of run "
-            "run-1, job job-a are allowed. Name another place in checkpoint.uri, or the run and "
-            "the job that wrote them."
-        )
-    damaged = Path(save(store_in(tmp_path), 50))
-    damaged.write_bytes(b"")
-    assert store_in(tmp_path).newest()[0] is None  # one was ours: nothing to refuse
-
-
-def test_checkpoints_of_earlier_versions_are_named(tmp_path):
-    path = write_checkpoint(tmp_path, "step-0000000900", {}, {})
-    store = store_in(tmp_path)
-    assert not store.has_any()
-    found, skipped = store.newest()
-    assert found is None
-    assert skipped[0].startswith(f"{path} is without a manifest (step-0000000900.json)")
-    save(store, 5)
-    assert store.has_any()
-    assert place_of(store.newest()[0]) == (5, 1)
-    store.clean()
-    assert path.exists()
-
-
 def test_what_is_no_checkpoint_is_left_alone(tmp_path):
     store = store_in(tmp_path)
     save(store, 5)
@@ -320,10 +105,22 @@ def test_what_is_no_checkpoint_is_left_alone(tmp_path):
     assert names(tmp_path) == sorted([*files((5, 1)), *others])
 
 
-def test_a_second_one_of_the_same_step_takes_the_place_of_the_first(tmp_path):
+def test_a_second_one_of_the_same_step_takes_the_place_of_the_first(tmp_path, monkeypatch):
     store = store_in(tmp_path)
-    save(store, 5)
+    save(store, 4)
+    path = save(store, 5)
+    seen: list[tuple[Any, list[str]]] = []
+    real = storage.write_whole
+
+    def look_first(path: str, *pieces: Any) -> None:
+        found, skipped = store.newest()
+        seen.append((place_of(found), [one.partition(" (")[0] for one in skipped]))
+        real(path, *pieces)
+
+    monkeypatch.setattr(storage, "write_whole", look_first)
     store.save(5, 1, {}, {"second": True}, kind="epoch")
+    # The new .h5 never stands beside the old manifest.
+    assert seen == [((4, 1), []), ((4, 1), [f"{path} is without a manifest"])]
     found, skipped = store.newest()
     assert found is not None
     assert (found.meta, skipped) == ({"second": True}, [])
@@ -360,21 +157,6 @@ def test_the_best_is_kept_too(tmp_path, metric, mode, best):
     for one in (store, store_in(tmp_path)):  # also who has not written them
         one.prune(1, metric, mode)
         assert names(tmp_path) == files((500, 1), *([] if best is None else [(best, 1)]))
-
-
-def test_damaged_ones_do_not_count_among_the_kept(tmp_path):
-    store = store_in(tmp_path)
-    save(store, 100)
-    save(store, 150)
-    for step, damage in ((200, "truncated"), (300, "no .h5"), (400, "no manifest")):
-        DAMAGES[damage][0](Path(save(store, step)))
-    store.prune(2, None, "auto")
-    assert place_of(store.newest()[0]) == (150, 1)
-    assert {f"{stem(100)}.h5", f"{stem(150)}.h5"} <= set(names(tmp_path))
-    save(store, 250, 2)
-    save(store, 260, 2)
-    store.prune(2, None, "auto")
-    assert names(tmp_path) == sorted([*files((250, 2), (260, 2)), f"{stem(400)}.h5"])
 
 
 def test_others_checkpoints_are_never_removed(tmp_path):
@@ -472,9 +254,8 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatc
         "storage, or name another place in checkpoint.uri."
     )
     assert place_of(store.newest()[0]) == (100, 1)
-    assert not Path(tmp_path, f"{stem(200)}.json").exists()
+    assert names(tmp_path) == files((100, 1))
     save(store, 200)
-    store.clean()
     assert names(tmp_path) == files((100, 1), (200, 1))
 
 
@@ -532,36 +313,6 @@ def test_a_store_that_fails_while_reading_is_no_damage(memory, monkeypatch, end)
         store.newest()
 
 
-def test_one_that_is_removed_while_it_is_looked_for_is_no_damage(tmp_path, monkeypatch):
-    """The reader looks again, and finds those that its writer removed it for."""
-    store, writer = store_in(tmp_path), store_in(tmp_path)
-    save(writer, 100)
-    real = storage.read_whole
-    steps = iter([200, 300, 400])
-
-    def race(path: str) -> bytes:
-        step = next(steps, None)
-        if step is not None:
-            save(writer, step)
-            writer.prune(1, None, "auto")
-        return real(path)
-
-    monkeypatch.setattr(storage, "read_whole", race)
-    found, skipped = store.newest()
-    assert (place_of(found), skipped) == ((400, 1), [])
-
-
-def test_a_writer_that_never_stops_does_not_hold_the_reader_for_ever(tmp_path, monkeypatch):
-    save(store_in(tmp_path), 100)
-
-    def gone(path: str) -> bytes:
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(storage, "read_whole", gone)
-    with pytest.raises(CheckpointError, match="removed as fast as they were found, 5 times"):
-        store_in(tmp_path).newest()
-
-
 def test_a_place_that_is_no_folder_is_told(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     store = store_in(tmp_path / "file")
@@ -577,12 +328,31 @@ def test_file_uris_and_relative_paths_are_folders(tmp_path, monkeypatch):
     assert save(store_in(f"file://{tmp_path}/a/b"), 2) == f"{tmp_path}/a/b/{stem(2)}.h5"
 
 
-@pytest.mark.parametrize("change", [{"run_id": None}, {"more": 1}])
-def test_a_manifest_with_other_fields_is_told(tmp_path, change, monkeypatch):
-    path = Path(save(store_in(tmp_path), 1)).with_suffix(".json")
-    values = {**json.loads(path.read_text()), **change}
-    values = {name: value for name, value in values.items() if value is not None}
-    del values["digest"]
-    monkeypatch.setattr("trainer.checkpoint_manifest._digest", lambda values: None)
-    with pytest.raises(ManifestError, match="has other fields than a manifest: .*(run_id|more)"):
-        load_manifest(json.dumps(values).encode())
+def test_metrics_of_which_more_is_better_are_known_by_their_names():
+    for name in ("accuracy", "val_auc", "val_sparse_categorical_accuracy", "F1_score", "r2"):
+        assert is_more_better(name)
+    for name in ("loss", "val_mae", "false_positives", "mine"):
+        assert not is_more_better(name)
+
+
+def test_neither_tensorflow_nor_ray_is_needed():
+    code = (
+        "import sys, trainer.checkpoint_store; "
+        "print(sorted({'tensorflow', 'keras', 'ray'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_who_may_write_and_not_remove_is_told(memory, monkeypatch):
+    store = store_in("s3://bucket/run/checkpoints")
+    save(store, 100)
+    save(store, 200)
+
+    def refuse(path: str) -> None:
+        raise DataError(f"{path}: the store refuses access.")
+
+    monkeypatch.setattr(storage, "remove", refuse)
+    with pytest.raises(CheckpointError, match="old checkpoints cannot be removed: s3://.* refuses"):
+        store.prune(1, None, "auto")
+    assert place_of(store.newest()[0]) == (200, 1)
