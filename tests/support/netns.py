@@ -135,8 +135,14 @@ class Node:
         self._is_cut = True
         _ip("link", "set", self._link, "down")
 
+    def cut_from(self, other: "Node") -> None:
+        """Let these two not reach each other any more; all others reach both."""
+        for one, two in ((self, other), (other, self)):
+            _ip("-n", one.name, "route", "add", "blackhole", f"{two.address}/32")
+
     def reconnect(self) -> None:
         """Put the cable in again, whatever has become of the host meanwhile."""
+        _ip("-n", self.name, "route", "flush", "type", "blackhole")
         _ip("link", "set", self._link, "up")
 
     def slow(self, rate_mbit: float = 0.0, delay_ms: float = 0.0) -> None:
