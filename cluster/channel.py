@@ -17,11 +17,10 @@ from typing import Any
 
 from cluster.bulk import Assembly, split
 from cluster.faults import COORDINATOR, PHASES, Fault, FaultTrigger, strike
+from cluster.watch import PULSE_S
 
 CHAOS = "chaos"
 """A command: (rank, fault) that the rank is to do to itself, now or as soon as it trains."""
-
-_PULSE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,8 @@ class Channel:
         has_said = False
         while True:
             if has_said:
-                time.sleep(_PULSE_S)
-            elif self._is_leaving.wait(_PULSE_S):
+                time.sleep(PULSE_S)
+            elif self._is_leaving.wait(PULSE_S):
                 has_said = True
                 self.send("leaving")
             self.send("pulse", (self._actions, self._place))

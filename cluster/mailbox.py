@@ -1,7 +1,9 @@
 """The mailbox: what a host has heard from its training processes and nobody has fetched yet.
 
 Holds a bounded number of bytes: a training process that says more than is fetched waits in its
-`Channel.send`. Knows generations, so that what a given-up one still says takes no room.
+`Channel.send`. Knows generations, so that what a given-up one still says takes no room. Of pulses
+it keeps the newest, which goes along with what is fetched next: by itself it wakes nobody, so that
+a thousand workers that wait do not keep the coordinator busy.
 """
 
 import threading
@@ -22,6 +24,7 @@ class Mailbox:
         self._most_bytes = most_bytes
         self._bytes = 0
         self._messages: deque[tuple[Message, int]] = deque()
+        self._pulse: Message | None = None
         self._fence = 0
         self._is_woken = False
         self._changed = threading.Condition()
@@ -32,6 +35,9 @@ class Mailbox:
         Messages of size 0 never wait: the end of a process is always told.
         """
         with self._changed:
+            if message.kind == "pulse":
+                self._pulse = message
+                return
             self._changed.wait_for(
                 lambda: self._has_room(size_bytes) or message.generation < self._fence
             )
@@ -61,7 +67,10 @@ class Mailbox:
                 taken.append(message)
                 taken_bytes += size_bytes
             self._bytes -= taken_bytes
+            pulse, self._pulse = self._pulse, None
             self._changed.notify_all()
+        if pulse is not None and pulse.generation >= self._fence:
+            taken.append(pulse)
         return taken
 
     def fence(self, generation: int) -> None:

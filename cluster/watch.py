@@ -13,7 +13,8 @@ from typing import Literal
 PULSE_S = 1.0
 """Seconds from one pulse of a training process to the next."""
 
-_MISSED_PULSES_S = 2.5 * PULSE_S
+# A host keeps a pulse until it is asked, every two seconds at least.
+_MISSED_PULSES_S = 3.5 * PULSE_S
 
 
 @dataclass(frozen=True)

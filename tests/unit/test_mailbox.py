@@ -67,3 +67,23 @@ def test_a_wake_ends_one_wait() -> None:
     mailbox.wake()
     assert mailbox.take(60, 1, 1) == []
     assert mailbox.take(0.01, 1, 1) == []
+
+
+def test_the_newest_pulse_goes_along_and_wakes_nobody() -> None:
+    mailbox = Mailbox(100)
+    for number in range(3):
+        mailbox.put(Message(1, 0, "pulse", number), 0)
+    woken = threading.Thread(target=mailbox.take, args=(30, 64, 100))
+    woken.start()
+    woken.join(0.05)
+    assert woken.is_alive()
+    mailbox.put(said(7), 1)
+    woken.join(10)
+    assert not woken.is_alive()
+    mailbox.put(said(8), 1)
+    mailbox.put(Message(1, 0, "pulse", 3), 0)
+    mailbox.put(Message(1, 0, "pulse", 4), 0)
+    assert bodies(mailbox) == [8, 4]
+    mailbox.put(Message(1, 0, "pulse", 5), 0)
+    mailbox.fence(2)
+    assert bodies(mailbox) == []
