@@ -116,6 +116,9 @@ class TrainingView:
         text = event["error"].splitlines()[0]
         self._console.print(f"[yellow]failure:[/] {text}", highlight=False)
 
+    def _show_warning(self, event: dict[str, Any]) -> None:
+        self.warned(event["warning"])
+
     def _show_chaos(self, event: dict[str, Any]) -> None:
         self._console.print(f"chaos: {event['fault']}", highlight=False)
 

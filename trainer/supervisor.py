@@ -56,6 +56,7 @@ class TrainingSupervisor:
         self._last_progress_s = 0.0
         self._furthest_step = 0
         self._resumed_step = 0
+        self._has_warned = False
         self._workers = settings.job.cluster.workers
 
     def begin(self) -> int:
@@ -204,6 +205,16 @@ class TrainingSupervisor:
         if validation:
             self._metrics["validation"] = validation
         self._emit({"event": "epoch", **body})
+        best_by = self._settings.job.checkpoint.best_by
+        if best_by is not None and best_by not in body and not self._has_warned:
+            self._has_warned = True
+            self.on_event(
+                {
+                    "event": "warning",
+                    "warning": f"checkpoint.best_by received {best_by!r}, which no epoch gives; "
+                    f"{', '.join(names)} are there. The newest checkpoints are kept, no best one.",
+                }
+            )
 
     def _forget_epochs_after(self, epochs: int) -> None:
         """Take back the lines of epochs that will be trained to their end once more."""
