@@ -45,9 +45,11 @@ def start(
 
 
 def processes_of_ours() -> set[int]:
+    """Templates and their forks, of this working copy: others may test theirs beside it."""
     found = set()
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if "cluster.template" in (process.info["cmdline"] or []):
+    for process in psutil.process_iter(["pid", "cmdline", "environ"]):
+        is_template = "cluster.template" in (process.info["cmdline"] or [])
+        if is_template and (process.info["environ"] or {}).get("PYTHONPATH") == str(ROOT):
             found.add(process.info["pid"])
     return found
 

@@ -181,8 +181,11 @@ def test_each_rank_gets_its_own_faults(start: Start) -> None:
 
 def test_stacks_tell_where_each_worker_is_and_which_is_stopped(start: Start) -> None:
     gang = start()
-    form(gang, 1)
+    pids = form(gang, 1)
     assert gang.strike(1, "stop")
+    deadline = time.monotonic() + 5
+    while psutil.Process(pids[1]).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline
     stacks = gang.stacks(5)
     assert sorted(stacks) == [0, 1]
     assert "gang_tasks.py" in stacks[0]
