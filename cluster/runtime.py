@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
+from ray._private import worker
 from ray._private.authentication import authentication_token_setup
 
 from cluster.errors import CapacityError
@@ -21,11 +22,12 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Need:
-    """What a gang asks for."""
+    """What a gang asks for; it can do without standbys."""
 
     workers: int
     cpus: int
     gpus: int
+    standbys: int = 0
 
     def __str__(self) -> str:
         """As a phrase for messages."""
@@ -52,6 +54,8 @@ def session(
         yield []
         return
     level = logging.INFO if is_verbose else logging.ERROR
+    if not is_verbose:
+        _silence_notices()
     warnings = [] if address else _oversubscription(need)
     try:
         if address:
@@ -60,7 +64,7 @@ def session(
         else:
             ray.init(
                 address="local",
-                num_cpus=max(os.cpu_count() or 1, need.workers * need.cpus),
+                num_cpus=max(os.cpu_count() or 1, (need.workers + need.standbys) * need.cpus),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 logging_level=level,
@@ -83,6 +87,14 @@ def is_alive() -> bool:
         return ray.is_initialized() and any(node["Alive"] for node in ray.nodes())
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, TimeoutError):
         return False
+
+
+def _silence_notices() -> None:
+    """Keep Ray's notices of dead workers off standard output, which may be a program's.
+
+    Ray 2.60 prints them there whatever `log_to_driver` says. Our own events tell of the same.
+    """
+    worker.print_to_stdstream = lambda *_, **__: None
 
 
 def _use_token() -> None:

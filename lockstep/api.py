@@ -135,9 +135,8 @@ def train(
         FaultPlan.parse(options.chaos).check(loaded.cluster.workers)
     sources, layout = open_sources(loaded, listener.converting, listener.warned)
     probe = start_probe(loaded, layout)
-    need = Need(
-        loaded.cluster.workers, loaded.cluster.cpus_per_worker, loaded.cluster.gpus_per_worker
-    )
+    cluster = loaded.cluster
+    need = Need(cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.standbys)
     try:
         data = plan_data(loaded, sources, layout)
         # Ray comes up while the probe builds the model; no worker starts before both are done.

@@ -66,7 +66,7 @@ class Pool:
         self._gang.form(self._generation, workers, _ENTRY, (devices, cases))
         finished, left = set(), set()
         since = time.monotonic()
-        for message in self._gang.messages(CASE_TIMEOUT_S):
+        for message in self._gang.messages():
             if time.monotonic() - since > CASE_TIMEOUT_S:
                 raise GangFailure(f"{begun[-1]} took more than {CASE_TIMEOUT_S:g} s.", "stalled")
             if message is None:
