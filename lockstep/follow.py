@@ -117,7 +117,8 @@ def follow(spec: RunSpec, listener: Listener) -> None:
             if not left or not is_alive():
                 raise
             listener.warned(f"{error} Another one goes on.")
-            spec = replace(spec, settings=replace(spec.settings, is_resumed=True), chaos="")
+            settings = replace(spec.settings, is_resumed=True, lost_at=time.time())
+            spec = replace(spec, settings=settings, chaos="")
     if summary["status"] == "interrupted":
         raise Interrupted(
             f"stopped after step {summary['steps']}; the checkpoint is in {summary['run_folder']}. "

@@ -74,6 +74,7 @@ class TrainingSettings:
         data: The planned data.
         checkpoints: Folder or URI of the run's checkpoints.
         is_resumed: Whether to go on from what is there.
+        lost_at: When the coordinator before this one was lost, seconds since 1970; None without.
     """
 
     job: Job
@@ -82,6 +83,7 @@ class TrainingSettings:
     data: PlannedData
     checkpoints: str
     is_resumed: bool
+    lost_at: float | None = None
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,10 @@ class TrainingSupervisor:
     def begin(self) -> int:
         """Own the run folder, and find what to go on from; returns the newest generation."""
         generation = self._possession.acquire()
+        lost_at = self._settings.lost_at
+        if lost_at is not None:
+            lost = {"kind": "coordinator_lost", "rank": -1, "detected_s": 0.0}
+            self._open_recoveries.append((time.monotonic() - (time.time() - lost_at), lost))
         if self._settings.is_resumed:
             # A run folder that was lost has no count; then what is on storage has.
             for reason in self._keeper.recover(generation or None):
