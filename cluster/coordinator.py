@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.bulk import split
 from cluster.channel import CHAOS, Message
@@ -335,7 +336,13 @@ class RunHandle:
     """A started run as its driver sees it."""
 
     def __init__(self, spec: RunSpec) -> None:
-        actor = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=8)
+        # Where the driver is: the loss of a worker's node then is not the coordinator's as well.
+        here = ray.get_runtime_context().get_node_id()
+        actor = ray.remote(Coordinator).options(
+            num_cpus=0,
+            max_concurrency=8,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+        )
         self._actor = actor.remote(spec)
         self._result = self._actor.run.remote()
         self._name = spec.gang.name
