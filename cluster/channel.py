@@ -7,6 +7,7 @@ strikes itself with the faults that a chaos plan has given it.
 """
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -98,6 +99,14 @@ class Channel:
     def leave(self) -> None:
         """Tell the coordinator that this process is to go; safe in a signal handler."""
         self._is_leaving.set()
+
+    def heed_sigterm(self) -> None:
+        """Have SIGTERM tell the coordinator, as `leave` does; in the main thread.
+
+        Again after anything that may have taken the signal for itself: TensorFlow does when a
+        group of processes forms.
+        """
+        signal.signal(signal.SIGTERM, lambda *_: self.leave())
 
     def has_command(self, command: str) -> bool:
         """Whether a command of this kind has arrived."""

@@ -144,7 +144,7 @@ def _become_worker(launch: Launch, theirs: socket.socket, parent: int) -> None:
             faulthandler.register(signal.SIGUSR1, stacks)
         connection = Connection(theirs.detach())
         channel = Channel(connection, launch.rank, launch.generation, launch.faults)
-        signal.signal(signal.SIGTERM, lambda *_: channel.leave())
+        channel.heed_sigterm()
         code = _run_entry(channel, launch)
     finally:
         sys.stdout.flush()

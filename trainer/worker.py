@@ -29,6 +29,7 @@ def main(channel: Channel, launch: Launch) -> None:
     payload: TrainingPayload = launch.payload
     channel.mark("forming")
     group = form_group(payload.job, launch.rank, launch.addresses)
+    channel.heed_sigterm()  # TensorFlow has taken the signal for itself
     channel.mark("building")
     learner = Learner(payload.job, payload.data, group)
     learner.evaluator.mark = lambda: channel.mark("evaluation_rows")
