@@ -30,8 +30,7 @@ CORE = {
     "kill:0@phase=evaluation; exit:0@phase=checkpoint; segv:0@phase=export",
     "the other": "segv:1@phase=forming; kill:1@phase=trace; raise:1@step=21; "
     "exit:1@phase=epoch_end; segv:1@phase=evaluation; kill:1@phase=checkpoint",
-    "signals": "stop:1@step=21; term:0@phase=epoch_end; term:1@step=40; term:0@phase=export; "
-    "stop:0@step=70",
+    "signals": "term:0@phase=forming; stop:1@step=21; term:0@phase=export; stop:0@step=70",
 }
 
 
@@ -40,13 +39,26 @@ def disturb(rows: Path, tmp_path: Path, plan: str) -> Any:
 
 
 @pytest.mark.parametrize("plan", CORE.values(), ids=CORE)
-def test_failures_leave_no_trace(
-    rows: Path, tmp_path: Path, undisturbed: Any, plan: str
-) -> None:
+def test_failures_leave_no_trace(rows: Path, tmp_path: Path, undisturbed: Any, plan: str) -> None:
     run = disturb(rows, tmp_path, plan)
     assert_fired(run, plan)
     assert_untouched(run, undisturbed)
-    assert all(event["is_injected"] for event in events_of(run.folder, "failure"))
+    failures = events_of(run.folder, "failure")
+    assert all(failure["is_injected"] for failure in failures)
+    struck = [event for event in events_of(run.folder, "chaos") if "term" not in event["fault"]]
+    assert [failure["rank"] for failure in failures] == [event["rank"] for event in struck]
+
+
+def test_who_is_told_to_go_leaves_in_order_and_no_step_is_lost(
+    rows: Path, tmp_path: Path, undisturbed: Any
+) -> None:
+    plan = "term:1@step=3; term:0@step=34"
+    run = disturb(rows, tmp_path, plan)
+    assert_fired(run, plan)
+    reasons = [event["reason"] for event in events_of(run.folder, "pausing")]
+    assert reasons == ["ranks [1] are to go", "ranks [0] are to go"]
+    assert events_of(run.folder, "failure") == []
+    assert_untouched(run, undisturbed)
 
 
 @pytest.mark.chaos

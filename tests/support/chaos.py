@@ -41,6 +41,7 @@ def chaos_job(rows: Path, runs: Path, **changes: Any) -> dict[str, Any]:
             {"ReduceLROnPlateau": plateau},
             {"ModelCheckpoint": best},
             {"CSVLogger": {"filename": "log.csv"}},
+            {f"{OWN_CODE}:Slow": {"seconds": 0.3}},  # time to answer in before all is over
         ],
         checkpoint={"every_steps": 8, "snapshot_every_s": 0.1},
         export={"h5": False, "saved_model": False},

@@ -1,11 +1,16 @@
-"""What a job under chaos brings of its own: a metric that counts rows, and a slow callback.
+"""What a job under chaos brings of its own: a metric that counts rows, and code that misbehaves.
 
-Named in jobs by this file's path, as a user names code of theirs.
+Named in jobs by this file's path, as a user names code of theirs. What misbehaves does so while a
+file exists: a test removes it where a user would correct the code.
 """
 
+import os
+import signal
 import time
+from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 ROWS = 1003
 """As many as the training rows of `tests.support.jobs`."""
@@ -42,3 +47,50 @@ class Slow(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         time.sleep(self.seconds)
+
+
+class Deadly(keras.callbacks.Callback):
+    """Kills its process at the end of an epoch, always."""
+
+    def __init__(self, file, epoch):
+        super().__init__()
+        self.file = file
+        self.at_epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.at_epoch and Path(self.file).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Endless(keras.callbacks.Callback):
+    """Does not come back from the end of an epoch, once."""
+
+    def __init__(self, file, epoch):
+        super().__init__()
+        self.file = file
+        self.at_epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.at_epoch and Path(self.file).exists():
+            Path(self.file).unlink()
+            while True:
+                pass
+
+
+@keras.saving.register_keras_serializable("tests")
+class Fuse(keras.metrics.Metric):
+    """Raises in the compiled step, always after so many batches of an epoch."""
+
+    def __init__(self, file, batches, name="fuse", **settings):
+        super().__init__(name=name, **settings)
+        self.is_live = Path(file).exists()
+        self.batches = batches
+        self.count = self.add_variable((), initializer="zeros", name="count")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        if self.is_live:
+            tf.debugging.assert_less(self.count.value, float(self.batches), "the fuse has blown")
+        self.count.assign(self.count + 1)
+
+    def result(self):
+        return self.count * 1.0
