@@ -16,6 +16,7 @@ from configs.errors import UserCodeError
 
 _ANSWER_S = 60.0
 _STACKS_S = 5.0
+_CAUSE_S = 0.3  # from the exceptions of those that a death left alone to the word of the death
 
 
 class Formation:
@@ -45,6 +46,8 @@ class Formation:
         self._ready: set[int] = set()
         self._finished: set[int] = set()
         self._left: set[int] = set()
+        self._raised: list[Message] = []
+        self._raised_at = 0.0
         self._asked: str | None = None
         self._asked_at = 0.0
         self.last_said = now
@@ -107,11 +110,9 @@ class Formation:
         if kind == "leaving":
             self.leaving.add(rank)
         elif kind == "exception":
-            _raise_worker_error(message)
+            self._note_exception(message, now)
         elif kind == "exited":
-            if rank not in self._finished:
-                raise _exit_failure(message)
-            self._left.add(rank)
+            self._note_exit(message)
         elif kind == "ready":
             self._ready.add(rank)
             self._watch.ready(rank)
@@ -127,9 +128,26 @@ class Formation:
             return message
         return None
 
+    def _note_exception(self, message: Message, now: float) -> None:
+        """The user's ends the run at once; another may only tell that a peer has died."""
+        body = message.body
+        if body["is_user_error"]:
+            raise UserCodeError(body["message"], body["traceback"])
+        self._raised_at = self._raised_at or now
+        self._raised.append(message)
+
+    def _note_exit(self, message: Message) -> None:
+        if message.rank in self._finished:
+            self._left.add(message.rank)
+        elif message.rank not in [raised.rank for raised in self._raised]:
+            raise _exit_failure(message)
+
     def _check(self) -> None:
         """Raise where a bound is passed."""
         now = time.monotonic()
+        may_be_explained = len(self._raised) < self._workers and now - self._raised_at < _CAUSE_S
+        if self._raised and not may_be_explained:
+            raise _exception_failure(self._raised[0])
         stall = self._watch.check(now)
         if stall is not None:
             self.stacks = self._gang.stacks(_STACKS_S)
@@ -141,11 +159,9 @@ class Formation:
             )
 
 
-def _raise_worker_error(message: Message) -> None:
+def _exception_failure(message: Message) -> GangFailure:
     body = message.body
-    if body["is_user_error"]:
-        raise UserCodeError(body["message"], body["traceback"])
-    raise GangFailure(
+    return GangFailure(
         f"rank {message.rank} raised {body['error']}",
         "exception",
         message.rank,

@@ -7,6 +7,8 @@ cluster. Everything that makes Ray quiet, private and able to hold a gang is dec
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -58,19 +60,20 @@ def session(
         _silence_notices()
     warnings = [] if address else _oversubscription(need)
     try:
-        if address:
-            _use_token()
-            ray.init(address=address, logging_level=level, log_to_driver=is_verbose)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, (need.workers + need.standbys) * need.cpus),
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                logging_level=level,
-                log_to_driver=is_verbose,
-                _node_ip_address="127.0.0.1",
-            )
+        with _own_sigterm():
+            if address:
+                _use_token()
+                ray.init(address=address, logging_level=level, log_to_driver=is_verbose)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=max(os.cpu_count() or 1, (need.workers + need.standbys) * need.cpus),
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    logging_level=level,
+                    log_to_driver=is_verbose,
+                    _node_ip_address="127.0.0.1",
+                )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the cluster at {address}" if address else "Ray on this machine"
         raise EnvironmentFailure(f"cannot reach {where}: {error}") from error
@@ -79,6 +82,15 @@ def session(
         yield warnings
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """What this process does at SIGTERM stays so: Ray's core installs a handler that ends it."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def is_alive() -> bool:

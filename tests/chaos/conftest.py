@@ -1,10 +1,26 @@
-"""Hosts in network namespaces, shared by a module's tests and whole at the start of each."""
+"""Hosts in network namespaces, and on one node the run that nothing disturbed."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.integration.conftest import ray_session, rows  # noqa: F401
 from tests.support.netns import Network, why_not
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    ray_session: None,  # noqa: F811
+    rows: Path,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:
+    """What every disturbed run of the same job has to equal."""
+    import lockstep
+    from tests.support.chaos import chaos_job
+
+    return lockstep.train(chaos_job(rows, tmp_path_factory.mktemp("undisturbed")))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,107 @@
+"""Whose failure it was, when several ranks tell of one."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster import formation as formation_module
+from cluster.channel import Message
+from cluster.errors import GangFailure
+from cluster.formation import Formation
+from configs.errors import UserCodeError
+
+
+class Clock:
+    """Stands for `time` in the module; a silent quarter of a second passes it on."""
+
+    def __init__(self) -> None:
+        self.now = 50.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Gang:
+    """Stands for the gang: says what a test has it say; None is a quarter second of silence."""
+
+    def __init__(self, clock: Clock, said: list[Message | None]) -> None:
+        self.spec = SimpleNamespace(start_timeout_s=60.0)
+        self._clock = clock
+        self._said = said
+
+    def messages(self) -> Iterator[Message | None]:
+        for message in self._said:
+            if message is None:
+                self._clock.now += 0.25
+            yield message
+        raise AssertionError("nothing came of all that was said")
+
+
+def said(rank: int, kind: str, body: Any = None) -> Message:
+    return Message(1, rank, kind, body)
+
+
+def raised(rank: int, error: str, is_user_error: bool = False) -> Message:
+    body = {
+        "error": error,
+        "message": error,
+        "traceback": "theirs",
+        "full_traceback": "all of it",
+        "is_user_error": is_user_error,
+    }
+    return said(rank, "exception", body)
+
+
+def failure_of(
+    monkeypatch: pytest.MonkeyPatch, messages: list[Message | None], workers: int = 3
+) -> tuple[GangFailure, list[Message | None]]:
+    """What the formation makes of it, and what it passes on before."""
+    clock = Clock()
+    monkeypatch.setattr(formation_module, "time", clock)
+    formation = Formation(Gang(clock, messages), 1, workers, stall_after_s=300.0)
+    passed: list[Message | None] = []
+    with pytest.raises(GangFailure) as caught:
+        passed.extend(formation.follow())
+    return caught.value, passed
+
+
+def test_a_death_explains_the_exceptions_of_those_it_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost = raised(1, "UnavailableError: the peer is gone")
+    failure, _ = failure_of(monkeypatch, [lost, said(1, "exited", 1), None, said(2, "exited", -9)])
+    assert (failure.kind, failure.rank) == ("exited", 2)
+    assert "rank 2 was killed by signal 9" in str(failure)
+
+
+def test_an_exception_that_nothing_explains_is_its_ranks_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = [raised(1, "ValueError: no"), said(1, "exited", 1), None, None]
+    failure, _ = failure_of(monkeypatch, own)
+    assert (failure.kind, failure.rank) == ("exception", 1)
+    assert (failure.cause, failure.traceback) == ("ValueError: no", "all of it")
+
+
+def test_where_all_ranks_raised_the_first_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    failure, _ = failure_of(monkeypatch, [raised(1, "first"), raised(0, "second")], workers=2)
+    assert (failure.rank, failure.cause) == (1, "first")
+
+
+def test_what_was_done_before_counts_though_it_is_told_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or the same exception would seem to come after another step each time."""
+    late = said(0, "progress", {"step": 10})
+    _, passed = failure_of(monkeypatch, [raised(1, "no"), late, raised(0, "no")], workers=2)
+    assert late in passed
+
+
+def test_the_users_mistake_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(formation_module, "time", clock)
+    gang = Gang(clock, [raised(1, "theirs", is_user_error=True)])
+    with pytest.raises(UserCodeError, match="theirs"):
+        list(Formation(gang, 1, 3, stall_after_s=300.0).follow())
