@@ -18,6 +18,7 @@ from lockstep.follow import Interrupted, SilentListener
 
 _MANY = 1_000_000
 _WARM_UP_STEPS = 8
+_SHARING = 4  # steps after a checkpoint during which it is certainly on its way
 
 
 def main() -> None:
@@ -111,22 +112,28 @@ def run_blocked(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def blocked(times_s: list[float], every: int, count: int) -> dict[str, Any]:
-    """What a checkpoint after each `every` steps cost the step after it, and those around it.
+    """What a checkpoint after each `every` steps cost the step after it.
+
+    While a checkpoint is sent and written, steps share the machine with that and are slower. What
+    the step after it is longer than those, is the time for which training stood still.
 
     Args:
         times_s: When each step was complete.
         every: Steps between checkpoints.
         count: How many checkpoints to look at.
+
+    Returns:
+        `step_s` of the median step; for each checkpoint `after_s`, by how much the step after it is
+        longer than that, and `blocked_s`, than the median of the steps that follow.
     """
     gaps = [b - a for a, b in itertools.pairwise(times_s)]  # gaps[i]: from step i+1 to step i+2
     median_s = statistics.median(gaps[_WARM_UP_STEPS:])
-    after = [gaps[every * number - 1] - median_s for number in range(1, count + 1)]
-    half = every // 2
-    around = [
-        max(gaps[every * number - 1 : every * number - 1 + half]) - median_s
-        for number in range(1, count + 1)
-    ]
-    return {"step_s": median_s, "after_s": after, "around_s": around}
+    after, standstill = [], []
+    for number in range(1, count + 1):
+        first = every * number - 1
+        after.append(gaps[first] - median_s)
+        standstill.append(gaps[first] - statistics.median(gaps[first + 1 : first + 1 + _SHARING]))
+    return {"step_s": median_s, "after_s": after, "blocked_s": standstill}
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
