@@ -36,7 +36,7 @@ _INTERVAL_S = 1.0
 _CALLS_S = 1.0  # a snapshot is due, noticed by the next call, taken after it, and on its way
 _PEER_ROWS = 1_000_000
 _BATCH = 4096
-_SPEED_EPOCHS = 4
+_SPEED_EPOCHS = 8
 
 LARGE = Workload(
     "large",
