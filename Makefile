@@ -77,6 +77,10 @@ bench-step: $(READY) ## Steps and examples a second beside plain Keras and tf_ke
 bench-data: $(READY) ## Rows a second beside Ray Data, tf.data and plain decoding
 	$(BIN)/python -m benchmarks.data
 
+.PHONY: bench-recovery
+bench-recovery: $(READY) data/flights/.ready ## Seconds lost to kills, and the cost of checkpoints
+	$(BIN)/python -m benchmarks.recovery
+
 .PHONY: catalog
 catalog: $(READY) ## The table of Keras names, after a change of the Keras version
 	$(BIN)/python -m trainer.catalog

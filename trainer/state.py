@@ -37,12 +37,12 @@ def capture(model: keras.Model) -> Arrays:
     return {name: np.array(value_of(v)) for name, v in named_variables(model).items()}
 
 
-def hold(model: keras.Model) -> dict[str, tf.Tensor]:
-    """Model and optimizer as they are now, without a copy.
+def hold(model: keras.Model) -> dict[str, Any]:
+    """Model and optimizer as they are now, without a copy; tensors where they are on a GPU.
 
     TensorFlow copies a variable before it changes one whose value somebody holds.
     """
-    return {name: _copies(v)[0].read_value() for name, v in named_variables(model).items()}
+    return {name: _in_place(_copies(v)[0]) for name, v in named_variables(model).items()}
 
 
 def value_of(variable: Any) -> NDArray[Any]:
@@ -149,6 +149,12 @@ def _copies(variable: Any) -> list[tf.Variable]:
     if isinstance(native, tf.distribute.DistributedValues):
         return list(native.values)
     return [native]
+
+
+def _in_place(variable: tf.Variable) -> Any:
+    """The memory of a variable as an array; a tensor where it is another device's memory."""
+    value = variable.read_value()
+    return np.asarray(value) if "CPU" in value.device else value
 
 
 def _sum_of_copies(variable: Any) -> Any:

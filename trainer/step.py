@@ -162,7 +162,7 @@ class TrainingStep:
                 tf.TensorSpec((2,), tf.int32),
                 tf.TensorSpec((4,), tf.float32),
             )
-            self._calls[may_be_empty] = tf.function(run_steps, input_signature=signature)
+            self._calls[may_be_empty] = _traced(run_steps, signature)
         return self._calls[may_be_empty]
 
     def _run_steps(
@@ -170,13 +170,15 @@ class TrainingStep:
     ) -> tf.Tensor:
         inputs, labels, weights, offsets, global_rows, places = rows
         step = tf.autograph.experimental.do_not_convert(self._step)  # as in `fit`
-        loss_sum = tf.zeros(())
-        for index in tf.range(span[0], span[1]):
+
+        def take(index: tf.Tensor, loss_sum: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             begin, end = offsets[index], offsets[index + 1]
             part = (inputs[begin:end], labels[begin:end], weights[begin:end], places[begin:end])
             shares = self._group.strategy.run(step, args=(*part, global_rows[index], may_be_empty))
             local = self._group.strategy.experimental_local_results(shares)
-            loss_sum += tf.add_n(list(local)) * global_rows[index]
+            return index + 1, loss_sum + tf.add_n(list(local)) * global_rows[index]
+
+        _, loss_sum = tf.while_loop(lambda index, _: index < span[1], take, (span[0], tf.zeros(())))
         own = tf.concat([loss_sum[None], votes], axis=0)
         return own if self._group.replicas == 1 else self._group.sum_in_graph(own)
 
@@ -252,7 +254,7 @@ class TrainingStep:
 
         if self._has_xla:
             # A function of this replica's own: what it has traced holds this replica's variables.
-            differentiate = tf.function(differentiate, jit_compile=True)
+            differentiate = tf.function(differentiate, jit_compile=True, autograph=False)
         gradients, share, whole, outputs = differentiate(
             rows.inputs, rows.labels, rows.weights, rows.global_rows
         )
@@ -323,9 +325,9 @@ class EvaluationStep:
         has_constant = constant is not None
         if has_constant not in self._calls:
             signature = (self._signature, tf.TensorSpec((None,), tf.float32))
-            self._calls[has_constant] = tf.function(
+            self._calls[has_constant] = _traced(
                 lambda rows, constant: self._run_steps(rows, constant if has_constant else None),
-                input_signature=signature,
+                signature,
             )
         prediction = tf.constant(constant if has_constant else [], tf.float32)
         self._calls[has_constant](chunk.tensors, prediction)
@@ -333,10 +335,15 @@ class EvaluationStep:
     def _run_steps(self, rows: tuple[tf.Tensor, ...], constant: tf.Tensor | None) -> None:
         inputs, labels, weights, offsets, global_rows, places = rows
         step = tf.autograph.experimental.do_not_convert(self._step)
-        for index in tf.range(tf.shape(offsets)[0] - 1):
+        steps = tf.shape(offsets)[0] - 1
+
+        def take(index: tf.Tensor) -> tuple[tf.Tensor]:
             begin, end = offsets[index], offsets[index + 1]
             part = (inputs[begin:end], labels[begin:end], weights[begin:end], places[begin:end])
             self._group.strategy.run(step, args=(*part, global_rows[index], constant))
+            return (index + 1,)
+
+        tf.while_loop(lambda index: index < steps, take, (tf.constant(0),))
 
     def _step(
         self,
@@ -362,6 +369,14 @@ class EvaluationStep:
             mode: Mode = "evaluation" if constant is None else "constant"
             score = self._scorer.score(replica, rows, outputs, mode)
             self._scorer.record(rows, outputs, score.share, score.whole)
+
+
+def _traced(function: Any, signature: Any) -> Any:
+    """A compiled function whose loops are written out.
+
+    Autograph would spend half a second of each new process on translating their source.
+    """
+    return tf.function(function, input_signature=signature, autograph=False)
 
 
 def _class_weight_table(class_weight: dict[int, float] | None) -> tf.Tensor | None:
