@@ -102,14 +102,6 @@ class Channel:
         """
         signal.signal(signal.SIGTERM, lambda *_: self._is_leaving.set())
 
-    def heed_sigterm(self) -> None:
-        """Have SIGTERM tell the coordinator, as `leave` does; in the main thread.
-
-        Again after anything that may have taken the signal for itself: TensorFlow does when a
-        group of processes forms.
-        """
-        signal.signal(signal.SIGTERM, lambda *_: self.leave())
-
     def has_command(self, command: str) -> bool:
         """Whether a command of this kind has arrived."""
         with self._arrived:
