@@ -26,6 +26,7 @@ class Store:
         self.metrics: list[Mapping[str, float] | None] = []
         self.pruned: list[tuple[int, str | None, str]] = []
         self.finals: list[int] = []
+        self.cleaned = 0
         self.failures = 0
         self.begun: queue.Queue[int] = queue.Queue()
         self.gate = threading.Event()
@@ -56,6 +57,12 @@ class Store:
             raise CheckpointError("no room for weights")
         self.finals.append(generation)
         return "final"
+
+    def clean(self) -> None:
+        self.cleaned += 1
+
+    def last_generation(self) -> int:
+        return 7
 
     def prune(self, keep: int, best_by: str | None, best_mode: str) -> list[str]:
         self.pruned.append((keep, best_by, best_mode))
@@ -215,6 +222,8 @@ def test_what_is_found_on_storage_is_gone_on_from(keeper, store):
     assert keeper.recover(2) == ["p2 is damaged"]
     assert keeper.latest.step == 24
     assert keeper.latest.meta == {"history": [{}]}
+    assert store.cleaned == 1
+    assert keeper.last_generation() == 7
 
 
 def test_trained_weights_are_on_storage_when_the_call_returns(keeper, store):
