@@ -166,6 +166,7 @@ def test_nothing_but_the_named_files_is_left(written: lockstep.Run) -> None:
     assert names == {
         *("job.yaml", "data.json", "environment.json", "events.jsonl", "metrics.jsonl", "logs"),
         *("tensorboard", "checkpoints", "artifact", "report.html", "summary.json"),
+        *("owner.lock", "generation.json"),
         *("full.h5", "full.keras", "best.weights.h5", "board", "log.csv"),
     }
 
@@ -177,6 +178,7 @@ def test_one_rank_writes_tensorboard_and_csv(written: lockstep.Run) -> None:
     assert len(lines) == 1 + len(written.history["loss"])
 
 
+@pytest.mark.long
 def test_stop_training_inside_an_epoch_stops_all_at_one_step(
     rows: Path, tmp_path: Path, code: Path
 ) -> None:

@@ -123,6 +123,7 @@ def test_two_epochs_and_three_more_are_five_bit_for_bit(
     assert resumed.history["mae"] == five_epochs.history["mae"]
 
 
+@pytest.mark.long
 def test_a_killed_worker_leaves_no_trace(
     five_epochs: lockstep.Run, rows: Path, tmp_path: Path
 ) -> None:
@@ -412,6 +413,7 @@ def test_sparse_gradients_do_not_depend_on_calls_or_workers(
     np.testing.assert_allclose(run.history["loss"], history.history["loss"], rtol=TOLERANCE)
 
 
+@pytest.mark.long
 def test_sum_losses_are_those_of_fit_and_evaluate(rows: Path, tmp_path: Path) -> None:
     job = make_job(
         rows,
@@ -427,6 +429,7 @@ def test_sum_losses_are_those_of_fit_and_evaluate(rows: Path, tmp_path: Path) ->
         np.testing.assert_allclose(run.history[name], values, rtol=TOLERANCE)
 
 
+@pytest.mark.long
 def test_a_lost_template_is_replaced(five_epochs: lockstep.Run, rows: Path, tmp_path: Path) -> None:
     import psutil
 
@@ -441,6 +444,7 @@ def test_a_lost_template_is_replaced(five_epochs: lockstep.Run, rows: Path, tmp_
     assert_same_bits(run, five_epochs)
 
 
+@pytest.mark.long
 def test_resume_refuses_other_rows(rows: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(rows, data)

@@ -31,6 +31,7 @@ def test_a_job_is_equal_on_two_and_three_workers(rows: Path, tmp_path: Path) -> 
     assert not any(tmp_path.iterdir())  # nothing is kept
 
 
+@pytest.mark.long
 def test_plain_normalization_differs_as_expected(rows: Path, tmp_path: Path) -> None:
     job = make_job(rows, tmp_path, model__layers=NORMED)
     certificate = lockstep.verify(job, steps=16)
