@@ -89,7 +89,7 @@ catalog: $(READY) ## The table of Keras names, after a change of the Keras versi
 lock: $(READY) ## Resolve the versions anew
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --extra examples --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+	  --extra examples --extra dev --extra postgres --extra mlflow --extra kubernetes --no-header --no-annotate pyproject.toml -o requirements.lock
 
 .PHONY: clean
 clean: ## Remove what was built, not data and runs

@@ -5,22 +5,27 @@ Exit status: 0 done, 1 a comparison found a difference that nothing explains, 2 
 """
 
 import contextlib
-import json
-import logging
-import math
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from configs.errors import LockstepError, UserError
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from lockstep.commands.options import (
+    Address,
+    JobFile,
+    Json,
+    Overrides,
+    be_quiet,
+    console,
+    names,
+    numbers,
+    print_json,
+)
 
 app = typer.Typer(
     name="lockstep",
@@ -33,14 +38,6 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-JobFile = Annotated[Path, typer.Argument(help="A job file (YAML).")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=VALUE", help="Override a field of the job; repeatable."),
-]
-
-
 @app.command()
 def example(
     name: Annotated[str, typer.Argument(help="flights, digits or weather.")],
@@ -52,7 +49,7 @@ def example(
 
     summary = write_example(name, root)
     if is_json:
-        _print_json({**vars(summary), "folder": str(summary.folder)})
+        print_json({**vars(summary), "folder": str(summary.folder)})
         return
     for role, rows in summary.rows.items():
         print(f"{summary.folder / role}: {rows:,} rows")
@@ -68,9 +65,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
     run_id: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster to join; embedded Ray without it.")
-    ] = None,
+    address: Address = None,
     verbose: Annotated[bool, typer.Option(help="Show what TensorFlow and Ray log.")] = False,
     chaos: Annotated[
         str, typer.Option(metavar="PLAN", help="Faults to go through, such as kill:any@every=20s.")
@@ -93,8 +88,8 @@ def train(
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from lockstep import api, render
 
-    console = _console(is_stderr=is_json)
-    view = render.TrainingView(console)
+    terminal = console(is_stderr=is_json)
+    view = render.TrainingView(terminal)
     options = api.TrainOptions(run_id, resume, address, verbose, chaos)
     comparison: dict[str, Any] = {}
     with _terminable():
@@ -107,10 +102,10 @@ def train(
         finally:
             view.close()
     if is_json:
-        _print_json(run.summary | ({"comparison": comparison} if comparison else {}))
+        print_json(run.summary | ({"comparison": comparison} if comparison else {}))
     else:
-        render.show_summary(console, run.summary)
-        render.show_comparison(console, comparison)
+        render.show_summary(terminal, run.summary)
+        render.show_comparison(terminal, comparison)
     if comparison.get("verdict") == "differs":
         raise typer.Exit(1)
 
@@ -121,31 +116,29 @@ def verify(
     workers: Annotated[str, typer.Option(help="Numbers of workers, comma separated.")] = "2",
     steps: Annotated[int, typer.Option(help="Steps to take.")] = 50,
     overrides: Overrides = None,
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster to join; embedded Ray without it.")
-    ] = None,
+    address: Address = None,
     is_json: Json = False,
 ) -> None:
     """Certify a job: its numbers on several workers against plain Keras. Status 1: they differ."""
     from configs.load import load_job
 
     loaded = load_job(job, list(overrides or []))
-    counts = _numbers("--workers", workers)
+    counts = numbers("--workers", workers)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from lockstep import api, render
 
-    console = _console(is_stderr=is_json)
+    terminal = console(is_stderr=is_json)
     certificate = api.verify(
         loaded,
         workers=counts,
         steps=steps,
         options=api.TrainOptions(address=address),
-        listener=render.VerifyView(console),
+        listener=render.VerifyView(terminal),
     )
     if is_json:
-        _print_json(_finite(certificate))
+        print_json(certificate)
     else:
-        render.show_certificate(console, certificate)
+        render.show_certificate(terminal, certificate)
     if certificate["verdict"] == "differs":
         raise typer.Exit(1)
 
@@ -170,9 +163,9 @@ def show(
 
     facts = describe_data(loaded, rows=rows)
     if is_json:
-        _print_json(_finite(facts))
+        print_json(facts)
     else:
-        show_data(_console(is_stderr=False), facts)
+        show_data(console(is_stderr=False), facts)
 
 
 ModelPath = Annotated[
@@ -196,14 +189,14 @@ def evaluate(
     is_json: Json = False,
 ) -> None:
     """Loss and metrics of a saved model on rows it may never have seen."""
-    _be_quiet()
+    be_quiet()
     from serving.evaluation import evaluate_files
     from serving.predictor import load_predictor
 
-    predictor = load_predictor(model, _names(features))
+    predictor = load_predictor(model, names(features))
     results = evaluate_files(predictor, data, label=label, on_null=on_null)
     if is_json:
-        _print_json(results)
+        print_json(results)
         return
     for name, value in results.items():
         print(f"{name}: {value:.6g}")
@@ -223,14 +216,14 @@ def predict(
     is_json: Json = False,
 ) -> None:
     """Predict each row of Parquet or CSV files with a saved model."""
-    _be_quiet()
+    be_quiet()
     from serving.files import predict_files
     from serving.predictor import load_predictor
 
-    predictor = load_predictor(model, _names(features))
+    predictor = load_predictor(model, names(features))
     summary = predict_files(predictor, inputs, output, on_null=on_null, column=column)
     if is_json:
-        _print_json({**vars(summary), "output": str(summary.output)})
+        print_json({**vars(summary), "output": str(summary.output)})
         return
     print(f"{summary.rows:,} rows in {summary.seconds:.1f} s: {summary.output}")
     if summary.null_rows:
@@ -242,7 +235,7 @@ def schema() -> None:
     """Print the JSON Schema of job files, for editors."""
     from configs.schema import Job
 
-    _print_json(Job.model_json_schema())
+    print_json(Job.model_json_schema())
 
 
 def main() -> None:
@@ -277,19 +270,6 @@ def _explain(error: LockstepError) -> int:
     return error.exit_status
 
 
-def _be_quiet() -> None:
-    """Keep TensorFlow's own lines off the terminal; Python's errors still reach it.
-
-    TensorFlow logs to descriptor 2 before it reads TF_CPP_MIN_LOG_LEVEL.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    sys.stderr.flush()
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-
-
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM asks for a clean stop, as Ctrl-C does."""
@@ -298,38 +278,6 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for what JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: _finite(element) for key, element in value.items()}
-    if isinstance(value, list):
-        return [_finite(element) for element in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(
-            f"{option} received {text!r}; whole numbers with commas are allowed, such as 2,3."
-        ) from None
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _console(is_stderr: bool) -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=is_stderr)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

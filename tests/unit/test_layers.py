@@ -17,16 +17,16 @@ OURS = ("configs", "data_pipeline", "cluster", "registry", "trainer", "serving",
 MAY_IMPORT = {
     "configs": {"pydantic", "pydantic_core", "yaml"},
     "data_pipeline": {"configs", "numpy", "pyarrow", "tensorflow"},
-    "cluster": {"configs", "ray"},
+    "cluster": {"configs", "ray", "croniter"},
     "registry": {"configs", "sqlalchemy", "pyarrow"},
     "trainer": {
         *("configs", "data_pipeline", "cluster", "registry"),
-        *("tensorflow", "keras", "numpy", "h5py"),
+        *("tensorflow", "keras", "numpy", "h5py", "mlflow"),
     },
     "serving": {
         *("configs", "data_pipeline", "registry", "cluster"),
         *("tensorflow", "keras", "numpy", "h5py", "pyarrow", "pydantic"),
-        *("ray.serve", "fastapi", "starlette"),
+        *("ray.serve", "fastapi", "starlette", "sqlalchemy"),
     },
     "lockstep": {
         *("configs", "data_pipeline", "cluster", "registry", "trainer", "serving"),

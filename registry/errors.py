@@ -1,0 +1,22 @@
+"""What can go wrong between a finished run and a served model.
+
+    UserError
+    |-- RegistryError        an unknown model, version or alias; a change that is not allowed
+    EnvironmentFailure
+    |-- DatabaseFailure      the database cannot be reached, is locked, full or damaged
+    `-- ArtifactFailure      storage failed, or an artifact is not what was registered
+"""
+
+from configs.errors import EnvironmentFailure, UserError
+
+
+class RegistryError(UserError):
+    """A mistake of the user's: what was asked for is not there, or not allowed."""
+
+
+class DatabaseFailure(EnvironmentFailure):
+    """The database failed; nothing of the transaction was kept."""
+
+
+class ArtifactFailure(EnvironmentFailure):
+    """An artifact cannot be read or written, or its digest no longer fits."""
