@@ -18,7 +18,8 @@ class ScheduleConfig(Section):
         "`30 2 * * *`, each night at half past two."
     )
     timezone: str = Field(
-        "UTC", description="The zone in which cron is read, by its IANA name, such as Europe/Zurich."
+        "UTC",
+        description="The zone in which cron is read, by its IANA name, such as Europe/Zurich.",
     )
     jitter_s: float = Field(
         0.0,
@@ -30,5 +31,6 @@ class ScheduleConfig(Section):
     overlap: Literal["skip", "queue"] = Field(
         "skip",
         description="What a tick does while the run before it goes on. skip: nothing, and the "
-        "history says so. queue: one run starts when the other has ended; more ticks change nothing.",
+        "history says so. queue: one run starts when the other has ended; more ticks change "
+        "nothing.",
     )

@@ -38,6 +38,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+
 @app.command()
 def example(
     name: Annotated[str, typer.Argument(help="flights, digits or weather.")],

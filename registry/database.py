@@ -24,7 +24,7 @@ from sqlalchemy import exc
 from registry.errors import DatabaseFailure, RegistryError
 
 _URL_VARIABLE = "LOCKSTEP_DATABASE"
-_FILE = "lockstep.db"
+_FILE = "metadata.db"
 _BUSY_S = 30.0
 _DIALECTS = "sqlite:///FILE and postgresql://USER@HOST/NAME are allowed"
 
@@ -63,7 +63,7 @@ class Database:
 
     Args:
         url: `sqlite:///FILE`, or `postgresql://USER@HOST/NAME` (the extra `postgres`). None: what
-            LOCKSTEP_DATABASE says, else `lockstep.db` below LOCKSTEP_HOME (~/.lockstep).
+            LOCKSTEP_DATABASE says, else `metadata.db` below LOCKSTEP_HOME (~/.lockstep).
         busy_s: How long a transaction waits for another writer.
 
     Raises:

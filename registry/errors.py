@@ -1,10 +1,11 @@
 """What can go wrong between a finished run and a served model.
 
-    UserError
-    |-- RegistryError        an unknown model, version or alias; a change that is not allowed
-    EnvironmentFailure
-    |-- DatabaseFailure      the database cannot be reached, is locked, full or damaged
-    `-- ArtifactFailure      storage failed, or an artifact is not what was registered
+LockstepError
+|-- UserError
+|   `-- RegistryError        an unknown model, version or alias; a change that is not allowed
+`-- EnvironmentFailure
+|-- DatabaseFailure      the database cannot be reached, is locked, full or damaged
+`-- ArtifactFailure      storage failed, or an artifact is not what was registered
 """
 
 from configs.errors import EnvironmentFailure, UserError
