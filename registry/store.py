@@ -200,7 +200,7 @@ class Registry:
             if number == now:
                 if number is None:
                     raise lookup.no_alias(connection, name, alias)
-                return aliases.history(connection, name, alias)[-1]
+                return aliases.last_move(connection, name, alias)
             wanted = AliasMove(name, alias, now, number, self._clock(), who, why, 0)
             return aliases.move(connection, wanted)
 
