@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from configs.stores import is_remote
 from data_pipeline import storage
-from data_pipeline.object_stores import failures_of, is_remote
+from data_pipeline.object_stores import failures_of
 from data_pipeline.source import DataFile
 
 _THREADS = 16

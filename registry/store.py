@@ -15,11 +15,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from configs.stores import is_remote
 from registry import aliases, artifacts, claims, lookup
 from registry.aliases import ANY, Expected
 from registry.database import Database
 from registry.errors import AliasConflict, ArtifactFailure, RegistryError
-from registry.places import is_remote, place_of
+from registry.places import place_of
 from registry.records import AliasMove, ModelSummary, Version
 from registry.references import CHAMPION, check_alias, check_key, check_name, parse_reference
 from registry.tables import COMPONENT, DELETED, READY, VERSIONS
