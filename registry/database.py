@@ -211,8 +211,12 @@ class Database:
 
 def default_url() -> str:
     """SQLite in a file below LOCKSTEP_HOME."""
-    home = Path(os.environ.get("LOCKSTEP_HOME") or Path.home() / ".lockstep")
-    return f"sqlite:///{home.absolute() / _FILE}"
+    return f"sqlite:///{home() / _FILE}"
+
+
+def home() -> Path:
+    """LOCKSTEP_HOME, absolute; `~/.lockstep` without it."""
+    return Path(os.environ.get("LOCKSTEP_HOME") or "~/.lockstep").expanduser().absolute()
 
 
 def _make_engine(url: str, busy_s: float) -> sa.Engine:

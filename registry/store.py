@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from configs.stores import is_remote
 from registry import aliases, artifacts, claims, lookup
 from registry.aliases import ANY, Expected
-from registry.database import Database
+from registry.database import Database, home
 from registry.errors import AliasConflict, ArtifactFailure, RegistryError
 from registry.places import place_of
 from registry.records import AliasMove, ModelSummary, Version
@@ -312,7 +312,7 @@ class Registry:
         lookup.check_ready(version)
         place = place_of(version.artifact)
         if is_remote(version.artifact):
-            cache = artifacts.home() / "cache" / "artifacts"
+            cache = home() / "cache" / "artifacts"
             return artifacts.cached(place, version.digest, version.manifest_sha256, cache)
         wrong = self.verify(version)
         if wrong:
