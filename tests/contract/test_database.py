@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from registry.database import Component, Database
+from registry.database import Component, Database, _write_ahead
 from registry.errors import DatabaseFailure, RegistryError
 from tests.support.processes import run_at_once
 from tests.support.registry_workers import prepare_at_once
@@ -178,6 +178,40 @@ def test_sqlite_writes_ahead_and_syncs(file: Path) -> None:
     with sqlite3.connect(file) as plain:
         assert plain.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     plain.close()
+
+
+class BusyFile:
+    """Says a number of times that it is locked, as SQLite does at once, whatever its patience."""
+
+    def __init__(self, times: int, code: int) -> None:
+        self.left = times
+        self._code = code
+
+    def execute(self, statement: str) -> "BusyFile":
+        assert statement == "PRAGMA journal_mode=WAL"
+        self.left -= 1
+        if self.left >= 0:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = self._code
+            raise error
+        return self
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY])
+def test_the_switch_to_writing_ahead_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    file = BusyFile(3, code)
+    _write_ahead(file, busy_s=60)  # type: ignore[arg-type]
+    assert file.left == -1
+    with pytest.raises(sqlite3.OperationalError):
+        _write_ahead(BusyFile(3, code), busy_s=-1)  # type: ignore[arg-type]
+    with pytest.raises(sqlite3.OperationalError):
+        _write_ahead(BusyFile(1, sqlite3.SQLITE_FULL), busy_s=60)  # type: ignore[arg-type]
 
 
 def test_a_full_database_says_so_and_stays_usable(file: Path) -> None:

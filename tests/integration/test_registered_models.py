@@ -15,7 +15,7 @@ from tests.support.jobs import make_job
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(580)]
 
 
 def lockstep(*arguments: str, cwd: Path, home: Path, status: int = 0) -> Any:
