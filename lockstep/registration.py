@@ -124,7 +124,7 @@ def code_state(folder: Path) -> dict[str, Any] | None:
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments],
+            ["git", "--no-optional-locks", *arguments],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -183,3 +183,38 @@ def test_files_that_cannot_be_removed_go_with_the_next_deletion(
     registry.delete(MODEL, 1)
     assert folders(tmp_path / "stored") == [Path(second.artifact).name]
     assert claimed(database) == 0
+
+
+@pytest.mark.parametrize("has_committed", [True, False])
+def test_who_is_cut_off_while_committing_asks_the_tables(
+    database: Database,
+    tmp_path: Path,
+    artifact: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_committed: bool,
+) -> None:
+    """The commit may have been carried out though its answer never came."""
+    registry = Registry(database, str(tmp_path / "stored"))
+    store, dialect = artifacts.store, database._engine.dialect
+    commit = dialect.do_commit
+
+    def cut_off(connection: Any) -> None:
+        monkeypatch.undo()
+        if has_committed:
+            commit(connection)
+        raise KeyboardInterrupt
+
+    def stored(*arguments: Any) -> int:
+        size_bytes = store(*arguments)
+        monkeypatch.setattr(dialect, "do_commit", cut_off)
+        return size_bytes
+
+    monkeypatch.setattr(artifacts, "store", stored)
+    with pytest.raises(KeyboardInterrupt):
+        registry.register(MODEL, artifact, key="once")
+    found = registry.versions(MODEL) if registry.models() else []
+    assert len(found) == has_committed
+    assert folders(tmp_path / "stored") == [Path(version.artifact).name for version in found]
+    assert all(registry.verify(version) == [] for version in found)
+    assert claimed(database) == 0
+    assert registry.register(MODEL, artifact, key="once").number == 1

@@ -1,11 +1,16 @@
 """Artifacts on an object store: stored, verified, fetched and deleted as in folders."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from data_pipeline.provenance import provenance
+from data_pipeline.source import open_source
 from registry import artifacts, places
 from registry.database import Database
 from registry.errors import ArtifactFailure, RegistryError
@@ -141,6 +146,22 @@ def test_old_downloads_of_processes_that_died_go(
     registry.fetch(registry.register("n", write_artifact(tmp_path / "b", {"model.keras": b"b"})))
     assert not (cache / ".x.partial").exists()
     assert not (cache / ".y.old").exists()
+
+
+def test_data_on_a_store_are_recorded_by_their_etag(
+    registry: Registry, tmp_path: Path, server: str
+) -> None:
+    """Here for the sake of the server: what a version's lineage says of its data."""
+    etags = []
+    for value in (2.0, 3.0):
+        data = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"a": [1.0, value]}), data)
+        write("s3://models/rows/a.parquet", data.read_bytes())
+        (record,) = provenance(open_source("train", "s3://models/rows", ["a"]).files)
+        assert (record["rows"], record["size_bytes"]) == (2, data.stat().st_size)
+        etags.append(record["etag"])
+    assert all(re.fullmatch(r"[0-9a-f]{32}(-\d+)?", etag) for etag in etags)
+    assert etags[0] != etags[1]
 
 
 @pytest.mark.parametrize("status", [403, 500, pytest.param(None, marks=pytest.mark.long)])
