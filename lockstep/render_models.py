@@ -120,7 +120,7 @@ def move_line(move: dict[str, Any]) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=escape(title), title_justify="left")
     for column in columns:
-        table.add_column(escape(column), overflow="fold")
+        table.add_column(escape(column), overflow="fold", no_wrap=column == "when")
     return table
 
 

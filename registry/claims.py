@@ -49,9 +49,8 @@ class Claims:
             self._abandon(place)
 
     def give_up(self, connection: sa.Connection, name: str) -> None:
-        """Within a transaction: this place is to be removed, by the next `clean`."""
-        row = {**self._row(GARBAGE), "expires_at": self._clock()}
-        connection.execute(FOLDERS.insert().values(place=name, **row))
+        """Within a transaction: this place is a version's no more; `discard` it afterwards."""
+        connection.execute(FOLDERS.insert().values(place=name, **self._row(GARBAGE)))
 
     def clean(self) -> None:
         """Remove the folders that nobody owns any more. What storage refuses stays for later.
@@ -67,7 +66,20 @@ class Claims:
             taken = FOLDERS.update().where(FOLDERS.c.place.in_(orphans))
             connection.execute(taken.values(**self._row(GARBAGE)))
         for name in orphans:
-            self._discard(place_of(name))
+            self.discard(place_of(name))
+
+    def discard(self, place: Place) -> None:
+        """Remove a place and the claim on it; where storage fails, leave both to the next."""
+        row = FOLDERS.c.place == place.name
+        try:
+            place.remove()
+        except (ArtifactFailure, RegistryError):
+            with self._database.writing(COMPONENT.name) as connection:
+                released = {"state": GARBAGE, "expires_at": self._clock()}
+                connection.execute(FOLDERS.update().where(row).values(**released))
+            return
+        with self._database.writing(COMPONENT.name) as connection:
+            connection.execute(FOLDERS.delete().where(row))
 
     def is_left(self, name: str) -> bool:
         """Whether a place is still to be removed."""
@@ -92,20 +104,7 @@ class Claims:
                 return
             mine = FOLDERS.update().where(FOLDERS.c.place == place.name)
             connection.execute(mine.values(**self._row(GARBAGE)))
-        self._discard(place)
-
-    def _discard(self, place: Place) -> None:
-        """Remove a place and the claim on it; where storage fails, leave both to the next."""
-        row = FOLDERS.c.place == place.name
-        try:
-            place.remove()
-        except (ArtifactFailure, RegistryError):
-            with self._database.writing(COMPONENT.name) as connection:
-                released = {"state": GARBAGE, "expires_at": self._clock()}
-                connection.execute(FOLDERS.update().where(row).values(**released))
-            return
-        with self._database.writing(COMPONENT.name) as connection:
-            connection.execute(FOLDERS.delete().where(row))
+        self.discard(place)
 
     def _row(self, state: str) -> dict[str, str | float]:
         return {"state": state, "owner": own_mark(), "expires_at": self._clock() + _LEASE_S}

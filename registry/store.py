@@ -282,6 +282,8 @@ class Registry:
             if version.state == READY:
                 connection.execute(_row_of(VERSIONS.update(), name, number).values(state=DELETED))
                 self._claims.give_up(connection, version.artifact)
+        if version.state == READY:
+            self._claims.discard(place_of(version.artifact))
         self._claims.clean()
         if self._claims.is_left(version.artifact):
             raise ArtifactFailure(

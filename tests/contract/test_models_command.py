@@ -89,6 +89,9 @@ def test_the_way_of_a_version(lockstep: Run, two: Path) -> None:
     assert (gone["version"], gone["aliases"], gone["move"]["to_number"]) == (2, [], None)
     deleted = lockstep("models", "delete", "flights/2")
     assert (deleted["state"], Path(deleted["artifact"]).exists()) == ("deleted", False)
+    assert lockstep("models", "show", "flights/2") == deleted
+    assert "deleted" in lockstep("models", "show", "flights", as_text=True)
+    assert lockstep("models", "compare", "flights/1", "flights/2")["versions"][1] == deleted
     history = lockstep("models", "history", "flights", "--alias", "candidate")["history"]
     assert [move["to_number"] for move in history] == [2, None]
     described = lockstep("models", "describe", "flights/1", "the old one", "--tag", "n=")
