@@ -13,7 +13,7 @@ from registry.store import Registry
 from registry.tables import FOLDERS
 from tests.support.artifacts import write_artifact
 from tests.support.processes import run_alone
-from tests.support.registry_workers import MODEL, register_until
+from tests.support.registry_workers import MODEL, delete_until, register_until
 
 STEPS_AT_MOST = 60
 
@@ -64,6 +64,30 @@ def test_a_register_that_is_killed_leaves_all_or_nothing(tmp_path: Path, artifac
     else:
         raise AssertionError("there are more steps than were tried")
     assert 15 < unseen < point
+    database.close()
+
+
+def test_a_deletion_that_is_killed_deletes_all_or_nothing(tmp_path: Path, artifact: Path) -> None:
+    url, root = f"sqlite:///{tmp_path / 'lockstep.db'}", tmp_path / "stored"
+    database = Database(url)
+    registry = Registry(database, str(root))
+    untouched = 0
+    for point in range(STEPS_AT_MOST):
+        number = registry.register(MODEL, artifact).number
+        answer = run_alone(delete_until, (url, str(root), number, point), timeout_s=60)
+        found = registry.version(MODEL, number)
+        assert found.state == "deleted" or registry.verify(found) == []
+        untouched += found.state == "ready"
+        kept = registry.register(MODEL, artifact)  # removes what was left
+        ready = [version for version in registry.versions(MODEL) if version.state == "ready"]
+        assert kept in ready
+        assert folders(root) == sorted(Path(version.artifact).name for version in ready)
+        assert claimed(database) == 0
+        if answer is not None:
+            break
+    else:
+        raise AssertionError("there are more steps than were tried")
+    assert 1 < untouched < point - 4
     database.close()
 
 

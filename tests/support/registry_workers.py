@@ -96,31 +96,44 @@ def register_until(url: str, root: str, artifact: str, point: int, key: str, ans
 
     Answers where the point never came.
     """
+    registry, step = _dying(url, root, point)
+    version = registry.register(MODEL, artifact, key=key)
+    step()
+    answers.put(str(version))
+
+
+def delete_until(url: str, root: str, number: int, point: int, answers: Any) -> None:
+    """Delete, and die as `register_until` does."""
+    registry, step = _dying(url, root, point)
+    registry.delete(MODEL, number)
+    step()
+    answers.put(number)
+
+
+def _dying(url: str, root: str, point: int) -> tuple[Registry, Callable[[], None]]:
+    """A registry whose process dies at the `point`-th step, and what counts one more step."""
     left = [point]
+
+    def step() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            _step(left)
+            step()
             return function(*arguments, **named)
 
         return call
 
-    for name in ("write", "commit", "remove"):
-        setattr(places._Local, name, counted(getattr(places._Local, name)))
-    os.fsync = counted(os.fsync)
     database = Database(url)
     registry = Registry(database, root)
-    registry.models()
+    registry.prepare()
+    for name in ("write", "commit", "remove"):
+        setattr(places._Local, name, counted(getattr(places._Local, name)))
+    os.fsync, os.unlink, os.rmdir = counted(os.fsync), counted(os.unlink), counted(os.rmdir)
     database._lock = counted(database._lock)  # type: ignore[method-assign]
-    engine = database._engine
-    engine.dialect.do_commit = counted(engine.dialect.do_commit)  # type: ignore[method-assign]
-    version = registry.register(MODEL, artifact, key=key)
-    _step(left)
-    answers.put(str(version))
-
-
-def _step(left: list[int]) -> None:
-    left[0] -= 1
-    if left[0] < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)
+    dialect = database._engine.dialect
+    dialect.do_commit = counted(dialect.do_commit)  # type: ignore[method-assign]
+    return registry, step
