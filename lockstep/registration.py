@@ -4,6 +4,8 @@ Owns what a version's lineage says: the run, the job, the code that the command 
 data file, the metrics, and the version that training began from.
 """
 
+import hashlib
+import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from registry.store import Version
 from trainer.payloads import PlannedData
 
 _GIT_S = 20.0
+_FILES_LISTED = 1000
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ class Registration:
         self._registry.prepare()
         self._facts: dict[str, Any] = {
             "code": code_state(Path.cwd()),
-            "data": {role: provenance(source.files) for role, source in data.sources.items()},
+            "data": {
+                role: data_record(provenance(source.files)) for role, source in data.sources.items()
+            },
             "parent": None if origin.parent is None else str(origin.parent),
         }
 
@@ -106,6 +111,21 @@ class Registration:
 def run_key(summary: Mapping[str, Any]) -> str:
     """Names the registering of a run's weights; one that is resumed for more epochs has others."""
     return f"run/{summary['run_id']}/{summary['weights_sha256'][0][:16]}"
+
+
+def data_record(files: list[dict[str, Any]]) -> list[dict[str, Any]] | dict[str, Any]:
+    """The files of a role; of more than a thousand their number, sums, and one digest of all.
+
+    What a version says of itself is read whenever it is listed; the artifact's manifest names all.
+    """
+    if len(files) <= _FILES_LISTED:
+        return files
+    return {
+        "files": len(files),
+        "rows": sum(file["rows"] for file in files),
+        "size_bytes": sum(file["size_bytes"] for file in files),
+        "sha256": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
+    }
 
 
 def code_state(folder: Path) -> dict[str, Any] | None:

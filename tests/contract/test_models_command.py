@@ -10,7 +10,7 @@ import pytest
 from configs.errors import LockstepError, UserError
 from configs.load import load_job
 from lockstep import cli, models
-from lockstep.registration import Registration, code_state, origin_of, run_key
+from lockstep.registration import Registration, code_state, data_record, origin_of, run_key
 from registry.errors import ArtifactFailure, RegistryError
 from tests.support.artifacts import write_artifact
 
@@ -229,6 +229,16 @@ def test_a_run_that_is_not_registered_says_how(two: Path) -> None:
     summary = {"run_id": "r", "weights_sha256": ["ab" * 32], "artifact": "a1"}
     with pytest.raises(RegistryError, match=r"the run is done.* not whole.*Then: lockstep models "):
         registration.register(summary)
+
+
+def test_many_files_are_recorded_as_one() -> None:
+    files = [{"path": str(n), "rows": 2, "size_bytes": 3} for n in range(1001)]
+    assert data_record(files[:1000]) == files[:1000]
+    record = data_record(files)
+    assert isinstance(record, dict)
+    assert (record["files"], record["rows"], record["size_bytes"]) == (1001, 2002, 3003)
+    other = [*files[:-1], {**files[-1], "size_bytes": 4}]
+    assert data_record(other)["sha256"] != record["sha256"]  # type: ignore[call-overload]
 
 
 def test_code_is_known_by_its_commit(tmp_path: Path) -> None:
