@@ -13,7 +13,7 @@ from typing import Any
 from configs.errors import UserError, did_you_mean
 from registry.database import Database
 from registry.errors import RegistryError
-from registry.references import is_reference
+from registry.references import is_reference, parse_reference
 from registry.store import AliasMove, ModelSummary, Registry, Version
 
 _FILES = (".keras", ".h5", ".hdf5", ".pb")
@@ -35,6 +35,14 @@ def who() -> str:
     except (KeyError, OSError):  # a container's user without a name
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}"
+
+
+def recorded(registry: Registry, reference: str) -> Version:
+    """The version that a reference names, also one that was deleted, whose record is left."""
+    wanted = parse_reference(reference)
+    if wanted.number is None:
+        return registry.resolve(reference)
+    return registry.version(wanted.name, wanted.number)
 
 
 def registered(text: str) -> Version | None:

@@ -120,7 +120,7 @@ def move_line(move: dict[str, Any]) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=escape(title), title_justify="left")
     for column in columns:
-        table.add_column(escape(column), overflow="fold")
+        table.add_column(escape(column), overflow="fold", no_wrap=column == "when")
     return table
 
 
@@ -143,6 +143,7 @@ def _shortly(value: Any) -> str:
         return ", ".join(f"{key} {_shortly(element)}" for key, element in value.items())
     if isinstance(value, list):
         if value and all(isinstance(element, dict) and "rows" in element for element in value):
-            return f"{len(value):,} files of {sum(e['rows'] for e in value):,} rows"
+            files = "1 file" if len(value) == 1 else f"{len(value):,} files"
+            return f"{files} of {sum(element['rows'] for element in value):,} rows"
         return f"{len(value):,} values"
     return "" if value is None else str(value)

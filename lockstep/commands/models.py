@@ -50,7 +50,7 @@ def show(model: Model, is_json: Json = False) -> None:
     if is_whole:
         record = models.show_model(registry, model)
     else:
-        record = models.version_record(registry.resolve(model))
+        record = models.version_record(models.recorded(registry, model))
     if is_json:
         print_json(record)
     elif is_whole:
@@ -86,7 +86,7 @@ def compare(
     if len(versions) < 2:
         raise UserError(f"received one model, {versions[0]}; two or more are compared. Add one.")
     registry = models.open_registry()
-    compared = models.compare([registry.resolve(version) for version in versions])
+    compared = models.compare([models.recorded(registry, version) for version in versions])
     if is_json:
         print_json(compared)
     else:
@@ -205,7 +205,7 @@ def describe(
     from lockstep import models
 
     registry = models.open_registry()
-    version = registry.resolve(model)
+    version = models.recorded(registry, model)
     pairs = {key: value or None for key, value in _pairs(tags or []).items()}
     version = registry.annotate(version.name, version.number, description=text, tags=pairs)
     _print_version(version, f"{version}: {version.description}", is_json)
