@@ -21,3 +21,11 @@ class DatabaseFailure(EnvironmentFailure):
 
 class ArtifactFailure(EnvironmentFailure):
     """An artifact cannot be read or written, or its digest no longer fits."""
+
+
+class LeaseHeld(EnvironmentFailure):
+    """Another process holds the lease; nothing was changed."""
+
+
+class LeaseLost(EnvironmentFailure):
+    """The lease went to another process; nothing that it guards was changed."""
