@@ -194,7 +194,7 @@ class PipelineStore:
             query = query.where(_RUNS.c.status == status)
         with self._database.reading() as connection:
             rows = connection.execute(query.order_by(_RUNS.c.number.desc())).mappings().all()
-        return [_run(row) for row in rows]
+        return [_run(dict(row)) for row in rows]
 
 
 def _run(row: Mapping[str, Any]) -> PipelineRun:
