@@ -15,13 +15,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 import sqlalchemy as sa
 
 from registry.database import Component, Database
 from registry.errors import DatabaseFailure, LeaseHeld, LeaseLost
+from registry.owners import is_gone, own_mark
 
 _tables = sa.MetaData()
 _LEASES = sa.Table(
@@ -30,7 +30,7 @@ _LEASES = sa.Table(
     sa.Column("name", sa.String(200), primary_key=True),
     sa.Column("holder", sa.String(400), nullable=False),
     sa.Column("fence", sa.BigInteger, nullable=False),
-    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
 )
 _COMPONENT = Component("leases", _tables)
 
@@ -72,7 +72,7 @@ class Leases:
         name: str,
         holder: str,
         lasts_s: float,
-        is_gone: Callable[[str], bool] = lambda _: False,
+        is_dead: Callable[[str], bool] = lambda _: False,
     ) -> Lease:
         """Become the holder of a lease that is free, or whose holder is dead.
 
@@ -80,7 +80,7 @@ class Leases:
             name: What it is for.
             holder: Unique to this call.
             lasts_s: Time until it ends without a sign of life.
-            is_gone: Whether a holder is known to be dead; then its time need not be awaited.
+            is_dead: Whether a holder is known to be dead; then its time need not be awaited.
 
         Raises:
             LeaseHeld: Another one holds it.
@@ -91,7 +91,7 @@ class Leases:
             row = connection.execute(
                 sa.select(_LEASES).where(_LEASES.c.name == name).with_for_update()
             ).one_or_none()
-            if row is not None and row.expires_at > now and not is_gone(row.holder):
+            if row is not None and row.expires_at > now and not is_dead(row.holder):
                 raise LeaseHeld(
                     f"{name} is at work: {describe_holder(row.holder)} holds it for another "
                     f"{row.expires_at - now:.0f} s, and longer while it lives. One at a time is "
@@ -213,39 +213,16 @@ class Heartbeat:
 
 def this_process() -> str:
     """A holder's name that tells machine and process, and is another one at each call."""
-    pid = os.getpid()
-    return "|".join([*_machine(), str(pid), _started(pid), secrets.token_hex(4)])
+    return f"{socket.gethostname()}|{os.getpid()}|{secrets.token_hex(4)}|{own_mark()}"
 
 
-def is_gone(holder: str) -> bool:
+def is_dead(holder: str) -> bool:
     """Whether a holder was a process of this machine that is no more; False where unknown."""
-    *machine, pid, started, _ = [*holder.split("|"), "", ""][: len(_machine()) + 3]
-    if machine != _machine() or not pid.isdigit() or not started:
-        return False
-    return _started(int(pid)) != started
+    parts = holder.split("|")
+    return len(parts) == 4 and is_gone(parts[3])
 
 
 def describe_holder(holder: str) -> str:
     """A holder as people know it."""
     parts = holder.split("|")
-    return f"process {parts[3]} on {parts[0]}" if len(parts) == 6 else holder
-
-
-def _machine() -> list[str]:
-    """Host, boot, and the name space in which process numbers count."""
-    boot = ""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    space = ""
-    with contextlib.suppress(OSError):
-        space = os.readlink("/proc/self/ns/pid")
-    return [socket.gethostname(), boot, space]
-
-
-def _started(pid: int) -> str:
-    """When a process started, in ticks since the boot; empty where there is none, or it ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in ("Z", "X") else fields[19]
+    return f"process {parts[1]} on {parts[0]}" if len(parts) == 4 else holder

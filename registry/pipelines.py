@@ -32,8 +32,8 @@ _RUNS = sa.Table(
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("decision", sa.String(16)),
-    sa.Column("started_at", sa.Float, nullable=False),
-    sa.Column("ended_at", sa.Float),
+    sa.Column("started_at", sa.Double, nullable=False),
+    sa.Column("ended_at", sa.Double),
     sa.Column("said", sa.Text, nullable=False),
 )
 _STEPS = sa.Table(
@@ -42,7 +42,7 @@ _STEPS = sa.Table(
     sa.Column("run_id", sa.ForeignKey(_RUNS.c.run_id), primary_key=True),
     sa.Column("step", sa.String(32), primary_key=True),
     sa.Column("result", sa.Text, nullable=False),
-    sa.Column("ended_at", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Double, nullable=False),
 )
 _COMPONENT = Component("pipelines", _tables)
 

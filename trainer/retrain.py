@@ -144,9 +144,7 @@ class Course:
         unfinished, given_up = self._unfinished(steps_of, is_fresh)
         run_id = new_run_id if unfinished is None else unfinished.run_id
         if unfinished is None:
-            self.store.begin(
-                self.heartbeat.lease, self.pipeline, run_id, self.digest, self.clock()
-            )
+            self.store.begin(self.heartbeat.lease, self.pipeline, run_id, self.digest, self.clock())
         done = {} if unfinished is None else self.store.results(run_id)
         waiting = [name for name in STEPS if name not in done]
         told.run(run_id, given_up, waiting[0] if done and waiting else "")
