@@ -128,6 +128,12 @@ class NewDataConfig(Section):
                 raise ValueError(
                     f"identity: {self.identity} has no effect with time_column. Remove it."
                 )
+        judges_newest = self.evaluation.newest_files or self.evaluation.newest_days
+        if self.train_on == "new" and judges_newest:
+            raise ValueError(
+                "train_on: new trains on the rows that evaluation takes away to judge. Let a "
+                "fraction judge, or files that are held out, or set train_on: all."
+            )
         if self.train_on == "new" and (self.window_files or self.window_days):
             raise ValueError(
                 "a window has no effect with train_on: new, which takes no old rows. Remove one."

@@ -166,14 +166,14 @@ class Heartbeat:
 
     A database that cannot be reached is tried again; the lease may then go to another one.
 
-    Args:
+    Attributes:
         leases: Where the lease is.
         lease: The lease.
     """
 
     def __init__(self, leases: Leases, lease: Lease) -> None:
         self.lease = lease
-        self._leases = leases
+        self.leases = leases
         self._lost: LeaseLost | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -193,7 +193,7 @@ class Heartbeat:
         self._end.set()
         self._thread.join()
         with contextlib.suppress(DatabaseFailure):  # then it runs out
-            self._leases.release(self.lease)
+            self.leases.release(self.lease)
 
     def check(self) -> None:
         """Raise LeaseLost as soon as it is known that another one holds the lease. Never blocks."""
@@ -203,7 +203,7 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._end.wait(self.lease.lasts_s / _BEATS):
             try:
-                self._leases.renew(self.lease)
+                self.leases.renew(self.lease)
             except LeaseLost as error:
                 self._lost = error
                 return

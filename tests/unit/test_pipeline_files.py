@@ -130,6 +130,10 @@ MISTAKES = {
         {"data__train_on": "new", "data__window_files": 3, "start_from": "champion"},
         "a window has no effect with train_on: new",
     ),
+    "the newest rows judge and train": (
+        {"data__train_on": "new", "data__evaluation": {"newest_files": 1}},
+        "trains on the rows that evaluation takes away",
+    ),
     "forgetting": ({"data__train_on": "new"}, "forgets all old rows"),
     "a threshold without bound": (
         {"gate__thresholds": [{"metric": "mae"}]},
