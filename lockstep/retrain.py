@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from configs.errors import LockstepError, UserError, did_you_mean
-from configs.load import job_digest, load_pipeline
+from configs.load import load_pipeline
 from configs.pipeline import Pipeline
 from lockstep.follow import Interrupted, Listener, SilentListener
 from lockstep.retrain_steps import PipelineSteps, StepContext
@@ -28,6 +28,7 @@ from trainer.metric_names import metric_names
 from trainer.retrain import Course, Outcome
 
 _UNREPEATED = {"schedule", "on_success", "on_failure", "lease_s", "job"}
+_UNREPEATED_OF_JOB = {"cluster", "checkpoint"}
 _STOPPED = 130
 
 
@@ -140,7 +141,7 @@ def pipeline_digest(pipeline: Pipeline) -> str:
     When it runs, who is told and how many processes train make no difference.
     """
     values = pipeline.model_dump(mode="json", exclude=_UNREPEATED)
-    values["job"] = [job_digest(pipeline.job), pipeline.job.runs_dir]
+    values["job"] = pipeline.job.model_dump(mode="json", exclude=_UNREPEATED_OF_JOB)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

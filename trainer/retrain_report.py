@@ -170,14 +170,15 @@ def _intervals(checks: list[Record]) -> Iterator[str]:
 def _slices(candidate: Record, champion: Record) -> Iterator[str]:
     ours, theirs = mapping(candidate.get("slices")), mapping(champion.get("slices"))
     for column, values in ours.items():
-        names = dict.fromkeys(name for metrics in mapping(values).values() for name in metrics)
+        judged = {value: mapping(metrics) for value, metrics in mapping(values).items()}
+        names = dict.fromkeys(name for metrics in judged.values() for name in metrics)
         for name in names:
             pairs = {
                 value: (
                     as_number(metrics.get(name)),
                     as_number(mapping(mapping(theirs.get(column)).get(value)).get(name)),
                 )
-                for value, metrics in mapping(values).items()
+                for value, metrics in judged.items()
             }
             if len(pairs) <= _MAX_VALUES:
                 yield _bars(f"{name} by {column}", pairs)
