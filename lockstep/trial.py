@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     request = json.loads((folder / REQUEST).read_text())
     try:
-        answer, arrays = _trial(request)
+        answer, arrays = answer_to(request)
     except LockstepError as error:
         answer, arrays = {"error": str(error), "exit_status": error.exit_status}, {}
     with open(folder / f".{ROWS}", "wb") as file:
@@ -45,7 +45,12 @@ def main(folder: Path) -> None:
     write_json(folder / ANSWER, answer)
 
 
-def _trial(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def answer_to(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was measured, as plain values, and the values of rows as arrays.
+
+    Raises:
+        LockstepError: The candidate cannot be judged. A champion that cannot be is told instead.
+    """
     artifact = Path(request["candidate"])
     predictor = load_predictor(artifact)
     latency = _latency(predictor, request["evaluation"])

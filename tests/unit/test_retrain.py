@@ -69,8 +69,15 @@ def test_there_are_points_before_and_after_each_step() -> None:
     assert "after registry.set_alias" in POINTS
 
 
-@pytest.mark.parametrize("is_passed", [True, False], ids=["passes", "refused"])
-@pytest.mark.parametrize("number", range(len(POINTS)), ids=lambda n: f"{n}-{POINTS[n]}")
+DEATHS = [(number, True) for number in range(len(POINTS))]
+DEATHS += [(number, False) for number in range(POINTS.index("in decide"), len(POINTS))]
+
+
+@pytest.mark.parametrize(
+    ("number", "is_passed"),
+    DEATHS,
+    ids=[f"{n}-{POINTS[n]}-{'passes' if passes else 'refused'}" for n, passes in DEATHS],
+)
 def test_a_run_that_died_is_ended_by_the_next(tmp_path: Path, number: int, is_passed: bool) -> None:
     world = World(tmp_path, Recorder(number))
     world.is_passed = is_passed
@@ -100,7 +107,7 @@ def test_a_run_that_died_is_ended_by_the_next(tmp_path: Path, number: int, is_pa
     check_consistent(after)
 
 
-@pytest.mark.parametrize("number", range(0, len(POINTS), 3))
+@pytest.mark.parametrize("number", range(0, len(POINTS), 6))
 def test_it_may_die_again_and_again(tmp_path: Path, number: int) -> None:
     for at in (number, 4, 2, 6, 3):
         try:
