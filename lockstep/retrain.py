@@ -23,6 +23,7 @@ from registry.database import Database
 from registry.errors import LeaseHeld, LeaseLost
 from registry.leases import Heartbeat, Leases, is_dead, this_process
 from registry.pipelines import PipelineStore, Result
+from registry.references import check_name
 from registry.store import Registry
 from trainer.metric_names import metric_names
 from trainer.retrain import Course, Outcome
@@ -99,6 +100,7 @@ def retrain(
         EnvironmentFailure: Machines, processes or storage failed; the next call goes on.
     """
     loaded = load_pipeline(pipeline, overrides)
+    check_name(loaded.model_name)
     check_metrics(loaded)
     options = options or RetrainOptions()
     listener = listener or SilentRetrainListener()

@@ -24,9 +24,9 @@ POINTS = [f"{when} {step}" for step in STEPS[1:] for when in ("before", "after")
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    return {**os.environ, **quiet, "LOCKSTEP_HOME": str(tmp_path / "home")}
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path / "home"))
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def start(path: Path, point: str, environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -48,8 +48,8 @@ def finish(path: Path, environment: dict[str, str]) -> dict[str, Any]:
 
 def check(tmp_path: Path, result: dict[str, Any]) -> None:
     """One version, the champion, whole; and one training, from its first step to its last."""
-    database = Database(f"sqlite:///{tmp_path / 'home' / 'lockstep.db'}")
-    registry = Registry(database, str(tmp_path / "home" / "artifacts"))
+    database = Database()
+    registry = Registry(database)
     (version,) = registry.versions(MODEL)
     assert (version.number, version.aliases) == (1, ("candidate", "champion"))
     assert registry.verify(version) == []

@@ -35,8 +35,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def registry_of(home: Path) -> Registry:
-    return Registry(Database(f"sqlite:///{home / 'lockstep.db'}"), str(home / "artifacts"))
+def registry() -> Registry:
+    return Registry(Database())
 
 
 def test_a_run_that_stopped_goes_on_and_then_nothing_is_new(tmp_path: Path, home: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_run_that_stopped_goes_on_and_then_nothing_is_new(tmp_path: Path, home
     assert not (run / "rows" / "train").exists()
     assert (run / "rows" / "evaluation.parquet").exists()
 
-    version = registry_of(home).resolve(MODEL)
+    version = registry().resolve(MODEL)
     assert version.tags == {"pipeline": "fresh", "gate": "passed"}
     assert version.lineage["gate"] == {"is_passed": True, "reasons": []}
     assert len(version.lineage["pipeline"]["files"]) == 2
@@ -85,10 +85,10 @@ def test_a_worse_candidate_is_refused_and_not_trained_again(tmp_path: Path, home
     result = retrain(worse)
     assert (result["decision"], result["version"], result["champion"]) == ("kept", 2, 1)
     assert re.search(r"mae is .* the champion's .* worse", result["reasons"][0])
-    registry = registry_of(home)
-    assert registry.resolve(MODEL).number == 1
-    assert registry.resolve(f"{MODEL}@candidate").number == 2
-    assert registry.version(MODEL, 2).tags["gate"] == "refused"
+    there = registry()
+    assert there.resolve(MODEL).number == 1
+    assert there.resolve(f"{MODEL}@candidate").number == 2
+    assert there.version(MODEL, 2).tags["gate"] == "refused"
     again = retrain(worse)
     assert again["decision"] == "nothing_new"
     assert "judged the same files and kept the champion" in again["reasons"][0]
@@ -109,4 +109,4 @@ def test_training_goes_on_from_the_champion_on_new_rows(tmp_path: Path, home: Pa
         (tmp_path / "runs" / MODEL / result["run_id"] / "summary.json").read_text()
     )
     assert 120 < summary["rows_seen"] < 160  # 200 rows, but for those that judge
-    assert registry_of(home).version(MODEL, 2).parent == 1
+    assert registry().version(MODEL, 2).parent == 1

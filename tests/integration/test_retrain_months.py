@@ -56,7 +56,7 @@ def test_a_year_month_by_month(folder: Path, capsys: pytest.CaptureFixture[str])
         results[month] = retrain(pipeline)
     with capsys.disabled():
         print("\n" + lines({**results, 0: refused}))
-    registry = Registry(Database(f"sqlite:///{folder / 'home' / 'lockstep.db'}"))
+    registry = Registry(Database())
     versions = registry.versions("flights-delay")
     assert len(versions) == 13
     decided = {v.number: v.tags["gate"] for v in versions}
