@@ -4,18 +4,15 @@ Exit status: 0 done, 1 a comparison found a difference that nothing explains, 2 
 3 the environment failed for good, 130 interrupted.
 """
 
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from configs.errors import LockstepError, UserError
-from lockstep.commands import models
+from lockstep.commands import models, retraining
 from lockstep.commands.options import (
     Address,
     JobFile,
@@ -26,6 +23,7 @@ from lockstep.commands.options import (
     names,
     numbers,
     print_json,
+    terminable,
 )
 
 app = typer.Typer(
@@ -39,6 +37,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(models.app, name="models")
+app.command()(retraining.retrain)
 
 
 @app.command()
@@ -95,7 +94,7 @@ def train(
     view = render.TrainingView(terminal)
     options = api.TrainOptions(run_id, resume, address, verbose, chaos)
     comparison: dict[str, Any] = {}
-    with _terminable():
+    with terminable():
         try:
             run = api.train(loaded, options=options, listener=view)
             if chaos_compare:
@@ -244,11 +243,14 @@ def predict(
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of job files, for editors."""
+def schema(
+    pipeline: Annotated[bool, typer.Option("--pipeline", help="That of pipeline files.")] = False,
+) -> None:
+    """Print the JSON Schema of job files, or of pipeline files, for editors."""
+    from configs.pipeline import Pipeline
     from configs.schema import Job
 
-    print_json(Job.model_json_schema())
+    print_json((Pipeline if pipeline else Job).model_json_schema())
 
 
 def main() -> None:
@@ -281,16 +283,6 @@ def _explain(error: LockstepError) -> int:
     prefix = "interrupted" if error.exit_status == 130 else "error"
     print(f"{prefix}: {error}", file=sys.stderr)
     return error.exit_status
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM asks for a clean stop, as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 UserError
 `-- RegistryError        an unknown model, version or alias; a change that is not allowed
-`-- AliasConflict    an alias does not point to what was expected
+    `-- AliasConflict    an alias does not point to what was expected
 EnvironmentFailure
 |-- DatabaseFailure      the database cannot be reached, is locked, full or damaged
-`-- ArtifactFailure      storage failed, or an artifact is not what was registered
+|-- ArtifactFailure      storage failed, or an artifact is not what was registered
+|-- LeaseHeld            another process is at work; later it may not be
+`-- LeaseLost            this process was given up for dead, and another took over
 """
 
 from configs.errors import EnvironmentFailure, UserError
@@ -25,3 +27,11 @@ class ArtifactFailure(EnvironmentFailure):
 
 class AliasConflict(RegistryError):
     """An alias does not point to what was expected: somebody else moved it."""
+
+
+class LeaseHeld(EnvironmentFailure):
+    """Another process holds the lease; nothing was changed."""
+
+
+class LeaseLost(EnvironmentFailure):
+    """The lease went to another process; nothing that it guards was changed."""

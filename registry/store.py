@@ -179,6 +179,7 @@ class Registry:
         who: str,
         why: str,
         expected: Expected = ANY,
+        guard: Callable[[sa.Connection], None] | None = None,
     ) -> AliasMove:
         """Point an alias to a version, at once for all who look; None takes the alias away.
 
@@ -191,6 +192,8 @@ class Registry:
             who: Such as user@host; kept.
             why: For people; kept.
             expected: What the alias must point to now; None: it must not exist yet.
+            guard: Is called in the transaction, before anything changes: where it raises, nothing
+                does; what it writes is kept with the move, or not at all.
 
         Raises:
             AliasConflict: It points elsewhere than expected; nothing was changed.
@@ -202,6 +205,8 @@ class Registry:
             lookup.check_model(connection, name)
             now = aliases.current(connection, name, alias)
             aliases.check_expected(name, alias, now, expected)
+            if guard is not None:
+                guard(connection)
             if number is not None:
                 lookup.check_ready(lookup.find(connection, name, number))
             if number == now:

@@ -6,6 +6,7 @@ again. Rows that fill a batch up never reach the caller.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,15 @@ class Predictor:
             out[start : start + count] = self._run(inputs[start : start + count], size)
             start += count
         return out
+
+    def judged_by(self, record: Mapping[str, Any] | None) -> "Predictor":
+        """The same model, to be judged by another loss and other metrics.
+
+        Args:
+            record: As `Signature.compile` has it.
+        """
+        signature = replace(self.signature, compile=record)
+        return Predictor(replace(self._model, signature=signature), self.batch_rows[-1])
 
     @cached_property
     def _compiled(self) -> Any:
