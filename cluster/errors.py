@@ -1,7 +1,8 @@
 """What can go wrong with processes.
 
 UserError
-`-- CapacityError        the cluster can never place what the job asks for
+|-- CapacityError        the cluster can never place what the job asks for
+`-- ScheduleError        a cron expression or a time zone that cannot be read, or is never due
 EnvironmentFailure
 |-- StartTimeout         machines or processes did not come up in time
 |-- TemplateLost         a host cannot fork any more; it has to be replaced or started again
@@ -16,6 +17,10 @@ from configs.errors import EnvironmentFailure, UserError
 
 class CapacityError(UserError):
     """The cluster can never place the gang: received what it has and what was asked."""
+
+
+class ScheduleError(UserError):
+    """When a schedule is due cannot be told: the expression or the time zone is wrong."""
 
 
 class StartTimeout(EnvironmentFailure):

@@ -112,6 +112,7 @@ RESUMABLE_FIELDS: dict[str, Any] = {
     "cluster": True,
     "checkpoint": True,
     "export": True,
+    "tracking": True,
     "runs_dir": True,
     "train": {"epochs", "steps_per_execution", "max_time_s"},
 }

@@ -1,6 +1,7 @@
 """When a pipeline runs by itself: the section `schedule` of a pipeline file.
 
-Whether the cron expression ever fires is checked by `cluster.schedule`, which knows the calendar.
+Whether the cron expression can be read, and is ever due, is checked by `cluster.cron`, which knows
+the calendar.
 """
 
 from typing import Literal
@@ -15,7 +16,8 @@ class ScheduleConfig(Section):
 
     cron: str = Field(
         description="Five fields: minute, hour, day of month, month, day of week; such as "
-        "`30 2 * * *`, each night at half past two."
+        "`30 2 * * *`, each night at half past two. @hourly, @daily, @weekly, @monthly and @yearly "
+        "are short for some."
     )
     timezone: str = Field(
         "UTC",
@@ -24,7 +26,8 @@ class ScheduleConfig(Section):
     jitter_s: float = Field(
         0.0,
         description="Each run starts up to this many seconds late, by an amount that the schedule "
-        "and the tick decide, so that many schedules do not start at once. 0: on time.",
+        "and the tick decide, so that many schedules do not start at once; never later than the "
+        "next tick. 0: on time.",
         ge=0,
         le=3600,
     )

@@ -31,6 +31,7 @@ from trainer.payloads import PlannedData, TrainingSettings
 from trainer.preflight import open_sources, plan_data
 from trainer.probe import IN_PROBE, start_probe
 from trainer.run_folder import open_run_folder
+from trainer.tracking import tracking_address
 
 _PRELOAD = ("trainer.worker", "trainer.export")
 _PRELOAD_VERIFY = ("trainer.verify",)
@@ -147,6 +148,7 @@ def train(
     loaded = origin.job
     if options.chaos:
         FaultPlan.parse(options.chaos).check(loaded.cluster.workers)
+    address = tracking_address(loaded.tracking)
     sources, layout = open_sources(loaded, listener.converting, listener.warned)
     probe = start_probe(loaded, layout)
     cluster = loaded.cluster
@@ -162,7 +164,7 @@ def train(
             listener.planned(plan)
             for warning in (*facts.warnings, *_data_warnings(data), *warnings):
                 listener.warned(warning)
-            follow(_run_spec(plan, options.chaos), listener)
+            follow(_run_spec(plan, options.chaos, address), listener)
     finally:
         probe.kill()
     run = Run(folder.path)
@@ -267,7 +269,7 @@ def _spec(job: Job, gang: GangSpec, delegate: str, settings: Any) -> RunSpec:
     )
 
 
-def _run_spec(plan: RunPlan, chaos: str) -> RunSpec:
+def _run_spec(plan: RunPlan, chaos: str, tracking: str | None) -> RunSpec:
     folder = plan.folder.path
     gang = _gang_spec(plan.job, plan.folder.run_id, str(folder / "logs"), _PRELOAD)
     settings = TrainingSettings(
@@ -277,6 +279,7 @@ def _run_spec(plan: RunPlan, chaos: str) -> RunSpec:
         plan.data.with_absolute_paths(),
         plan.folder.checkpoints,
         plan.folder.is_resumed,
+        tracking_address=tracking,
     )
     spec = _spec(plan.job, gang, "trainer.supervisor:TrainingSupervisor", settings)
     return replace(spec, chaos=chaos, chaos_seed=plan.job.train.seed)

@@ -13,6 +13,7 @@ import typer
 
 from configs.errors import LockstepError, UserError
 from lockstep.commands import models, retraining
+from lockstep.commands import schedule as schedule_commands
 from lockstep.commands.options import (
     Address,
     JobFile,
@@ -38,6 +39,7 @@ data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(models.app, name="models")
 app.command()(retraining.retrain)
+app.add_typer(schedule_commands.app, name="schedule")
 
 
 @app.command()

@@ -17,6 +17,12 @@ class RegistryError(UserError):
     """A mistake of the user's: what was asked for is not there, or not allowed."""
 
 
+class SchedulerSuperseded(EnvironmentFailure):
+    """This scheduler was silent for so long that another one has taken over."""
+
+    is_retryable = False
+
+
 class DatabaseFailure(EnvironmentFailure):
     """The database failed; nothing of the transaction was kept."""
 

@@ -42,6 +42,7 @@ CATCHES_EVERYTHING = {
     ("lockstep/cli.py", "main"): "the command's main",
     ("lockstep/retrain.py", "retrain"): "a pipeline's main: its webhook is told, then it is raised",
     ("trainer/callbacks.py", "_decide"): "the user's callback may raise anything",
+    ("trainer/mlflow_sender.py", "flush"): "MLflow raises what is below it raises: told, and tried",
     ("trainer/model.py", "make"): "the user's class, or arguments that Keras refuses in any way",
     ("trainer/model.py", "call_builder"): "the user's builder may raise anything",
     ("trainer/model.py", "load_keras_file"): "Keras's loading raises many types for a bad file",
