@@ -7,7 +7,12 @@ UserError
 |-- AccountError     a change of users that is not allowed
 `-- RequestError     a request that is refused, with the status that tells why
     |-- AuthenticationError   no key, or one that does not count (401)
-    `-- QuotaExceeded         more than the user or the service can take now (429)
+    |-- NotFound              no such model, version, or route, or not for this user (404)
+    |-- QuotaExceeded         more than the user may ask for now (429)
+    |-- Overloaded            more than the service can take now (429)
+    |-- PredictionFailure     the model failed with these rows (500)
+    |-- Unavailable           what is needed cannot be loaded now (503)
+    `-- DeadlineExceeded      no answer within the time that the caller allowed (504)
 EnvironmentFailure
 `-- WriteError       storage failed under an output; nothing of it appears
 """
@@ -65,3 +70,38 @@ class QuotaExceeded(RequestError):
 
     def __init__(self, message: str, code: str, retry_after_s: float) -> None:
         super().__init__(message, 429, code, retry_after_s)
+
+
+class NotFound(RequestError):
+    """What was asked for does not exist, or the user may not know of it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 404, "not_found")
+
+
+class Overloaded(RequestError):
+    """The queue is full."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message, 429, "overloaded", retry_after_s)
+
+
+class PredictionFailure(RequestError):
+    """The model raised while it computed the rows of this request alone."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 500, "prediction_failed")
+
+
+class Unavailable(RequestError):
+    """A model that cannot be loaded now, or a service that is about to end."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, 503, "unavailable", retry_after_s)
+
+
+class DeadlineExceeded(RequestError):
+    """No answer within the time that the caller allowed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 504, "deadline_exceeded")
