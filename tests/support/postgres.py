@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own: from the machine's binaries, in a folder, on a socket in it.
+"""A PostgreSQL server of the tests' own, on a socket in a folder, from the machine's binaries.
 
 Nothing listens on the network. The server ends with the block, and also when the process that
 started it dies. PostgreSQL refuses to be run by root; then the user `postgres` runs it, whose files
