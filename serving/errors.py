@@ -7,6 +7,7 @@ UserError
 |-- AccountError     a change of users that is not allowed
 `-- RequestError     a request that is refused, with the status that tells why
     |-- AuthenticationError   no key, or one that does not count (401)
+    |-- RefusedRequest        a body, header or right that is not as it must be (400 to 422)
     |-- NotFound              no such model, version, or route, or not for this user (404)
     |-- QuotaExceeded         more than the user may ask for now (429)
     |-- Overloaded            more than the service can take now (429)
@@ -16,6 +17,8 @@ UserError
 EnvironmentFailure
 `-- WriteError       storage failed under an output; nothing of it appears
 """
+
+from collections.abc import Mapping
 
 from configs.errors import EnvironmentFailure, UserError
 
@@ -70,6 +73,24 @@ class QuotaExceeded(RequestError):
 
     def __init__(self, message: str, code: str, retry_after_s: float) -> None:
         super().__init__(message, 429, code, retry_after_s)
+
+
+class RefusedRequest(RequestError):
+    """A request that is not as it must be: 400, 403, 405, 413, 415 or 422.
+
+    Attributes:
+        headers: To be sent with the refusal.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        code: str = "invalid_request",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, status, code)
+        self.headers = dict(headers or {})
 
 
 class NotFound(RequestError):

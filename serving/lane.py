@@ -26,6 +26,10 @@ _USER_SHARE = 0.5
 _SMOOTHING = 0.1
 
 
+class LaneClosed(Overloaded):
+    """The lane takes no more requests; another lane of the same version may."""
+
+
 @dataclass(frozen=True)
 class LaneLimits:
     """Bounds of a lane.
@@ -145,7 +149,8 @@ class Lane:
             deadline: By `time.monotonic()`.
 
         Raises:
-            Overloaded: The queue is full, or this user's half of it, or the lane is closed.
+            Overloaded: The queue is full, or this user's half of it.
+            LaneClosed: The lane takes no more requests.
             DeadlineExceeded: The deadline passed before the answer was there.
             PredictionFailure: The model failed with these rows alone.
         """
@@ -178,7 +183,7 @@ class Lane:
         count = len(work.rows)
         with self._changed:
             if self._is_closed:
-                raise Overloaded(f"{self.name} is being unloaded; send the request again.", 1.0)
+                raise LaneClosed(f"{self.name} is being unloaded; send the request again.", 1.0)
             mine = self._rows_of.get(work.user, 0)
             is_full = self._waiting_rows + count > self._limits.queue_rows
             is_greedy = mine + count > self._limits.queue_rows * _USER_SHARE

@@ -33,9 +33,7 @@ class RequestRates:
         monotonic: Seconds.
     """
 
-    def __init__(
-        self, processes: int = 1, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, processes: int = 1, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._processes = processes
         self._monotonic = monotonic
         self._buckets: dict[str, _Bucket] = {}

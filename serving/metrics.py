@@ -207,7 +207,8 @@ def _lines(family: Family, values: Mapping[Labels, Any]) -> list[str]:
         count = 0.0
         for bound, inside in zip((*family.bounds, "+Inf"), value[:-1], strict=True):
             count += inside
-            lines.append(f"{family.name}_bucket{_braced([*pairs, f'le="{bound}"'])} {count:.10g}")
+            inner = _braced([*pairs, f'le="{bound}"'])
+            lines.append(f"{family.name}_bucket{inner} {count:.10g}")
         lines.append(f"{family.name}_sum{_braced(pairs)} {value[-1]:.10g}")
         lines.append(f"{family.name}_count{_braced(pairs)} {count:.10g}")
     return lines
