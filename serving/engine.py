@@ -34,7 +34,7 @@ from serving.predictor import Predictor, load_predictor
 
 CHAMPION = "champion"
 
-_LOG = logging.getLogger("lockstep.engine")
+_LOG = logging.getLogger(__name__)
 _WARM_ROWS = (1, 8, 64, 512)
 _FIXED_COST_BYTES = 16 * 2**20
 _COST_FACTOR = 2

@@ -30,7 +30,7 @@ from serving.service import Services
 REQUEST_ID = "x-request-id"
 TIMEOUT = "lockstep-timeout-s"
 
-_LOG = logging.getLogger("lockstep.front")
+_LOG = logging.getLogger(__name__)
 _OPEN = {"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json"}
 _UPLOADS = ("/v1/files", "/openai/v1/files")
 _GOOD_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
