@@ -7,6 +7,7 @@ process; what must last is in the database and in the service's folder, so the n
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -98,6 +99,8 @@ def running(settings: Settings, say: Say) -> Iterator[Running]:
     before = {name: signal.signal(name, ask) for name in (signal.SIGTERM, signal.SIGINT)}
     replicas = config.max_replicas or config.replicas
     try:
+        # Counts of an earlier service would be added to those of this one's processes.
+        shutil.rmtree(Path(settings.folder) / "metrics", ignore_errors=True)
         with session(Need(replicas, 1, 0)):
             for name in before:
                 signal.signal(name, ask)  # Ray takes SIGTERM for itself when it starts
