@@ -45,9 +45,9 @@ _ABOUT = (
     "The network is Dense 32, 128, 1 on 9 numbers. Online, JSON: one row a request, an object of "
     "named numbers; each client keeps its connection and asks again when it has its answer. The "
     "plain peers are Ray Serve deployments with a FastAPI ingress and one replica, as its "
-    "documentation has them: one calls `model.predict`, one a compiled function. The empty route is "
-    "such a deployment too, behind the same front as Lockstep (HAProxy, throughput settings), and "
-    "answers without looking at the request. Lockstep checks a key, a quota and each value, "
+    "documentation has them: one calls `model.predict`, one a compiled function. The empty route "
+    "is such a deployment too, behind the same front as Lockstep (HAProxy, throughput settings), "
+    "and answers without looking at the request. Lockstep checks a key, a quota and each value, "
     "and writes a line of log.",
     "Rows a second: requests of 1,000 rows by 8 clients, whole answers of 1,000 predictions.",
 )

@@ -143,6 +143,10 @@ class Engine:
         """All models of the registry, as of the last look."""
         return sorted(self._models)
 
+    def knows(self, name: str) -> bool:
+        """Whether there is a model of this name, as of the last look."""
+        return name in self._models
+
     def number_of(self, name: str, alias: str = CHAMPION) -> int:
         """The version that an alias stands for now, for requests that do not name one.
 

@@ -124,7 +124,7 @@ def test_a_model_without_a_grant_is_as_if_it_did_not_exist(call: Call) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "..", "../m", "..%2f..%2fetc%2fpasswd", "%2e%2e", "m%00", "m/../../x", "%2fetc%2fpasswd",
+        "..%2f..%2fetc%2fpasswd", "m%00", "%2fetc%2fpasswd",
         "m%0d%0ax: y", "a" * 5_000, "%f0%9f%92%a9", "m;drop table users", "m@champion", "*",
     ],
 )  # fmt: skip
