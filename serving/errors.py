@@ -3,7 +3,11 @@
 UserError
 |-- ModelFileError   a model that cannot be loaded, or does not say what it needs
 |-- InputError       values that do not fit the model
-`-- OutputError      an output folder that must not be written
+|-- OutputError      an output folder that must not be written
+|-- AccountError     a change of users that is not allowed
+`-- RequestError     a request that is refused, with the status that tells why
+    |-- AuthenticationError   no key, or one that does not count (401)
+    `-- QuotaExceeded         more than the user or the service can take now (429)
 EnvironmentFailure
 `-- WriteError       storage failed under an output; nothing of it appears
 """
@@ -25,3 +29,39 @@ class OutputError(UserError):
 
 class WriteError(EnvironmentFailure):
     """An output that could not be written to its end."""
+
+
+class AccountError(UserError):
+    """A change of users, keys or grants that is not allowed."""
+
+
+class RequestError(UserError):
+    """A request that is refused.
+
+    Attributes:
+        status: HTTP status.
+        code: The reason in one word, for programs.
+        retry_after_s: When the same request may succeed, in seconds; None: not by waiting.
+    """
+
+    def __init__(
+        self, message: str, status: int, code: str, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+class AuthenticationError(RequestError):
+    """No key, or one that is unknown, expired or revoked."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 401, "unauthenticated")
+
+
+class QuotaExceeded(RequestError):
+    """More than a quota allows now; `code` is the quota's name."""
+
+    def __init__(self, message: str, code: str, retry_after_s: float) -> None:
+        super().__init__(message, 429, code, retry_after_s)
