@@ -7,7 +7,9 @@ UserError
 |-- AccountError     a change of users that is not allowed
 `-- RequestError     a request that is refused, with the status that tells why
     |-- AuthenticationError   no key, or one that does not count (401)
-    `-- QuotaExceeded         more than the user or the service can take now (429)
+    |-- QuotaExceeded         more than the user or the service can take now (429)
+    |-- LocationError         a file or folder that the user may not name (403)
+    `-- BatchError            a batch job that is refused, or has failed for a reason of its own
 EnvironmentFailure
 `-- WriteError       storage failed under an output; nothing of it appears
 """
@@ -20,7 +22,15 @@ class ModelFileError(UserError):
 
 
 class InputError(UserError):
-    """Columns or values that do not fit the model's signature."""
+    """Columns or values that do not fit the model's signature.
+
+    Attributes:
+        column: The column that it is about; None where it is about all of them.
+    """
+
+    def __init__(self, message: str, column: str | None = None) -> None:
+        super().__init__(message)
+        self.column = column
 
 
 class OutputError(UserError):
@@ -65,3 +75,33 @@ class QuotaExceeded(RequestError):
 
     def __init__(self, message: str, code: str, retry_after_s: float) -> None:
         super().__init__(message, 429, code, retry_after_s)
+
+
+class LocationError(RequestError):
+    """A location outside those that the user may use, or that is not understood."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 403, "location_refused")
+
+
+class BatchError(RequestError):
+    """A batch job that is refused, or that fails for a reason that lies in the job.
+
+    Attributes:
+        line: Line or row of the input that it is about, from 1; None where there is none.
+        column: Column that it is about.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: str,
+        *,
+        status: int = 422,
+        line: int | None = None,
+        column: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, status, code, retry_after_s)
+        self.line = line
+        self.column = column
