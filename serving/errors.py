@@ -11,7 +11,8 @@ UserError
     |-- LocationError         a file or folder that the user may not name (403)
     `-- BatchError            a batch job that is refused, or has failed for a reason of its own
 EnvironmentFailure
-`-- WriteError       storage failed under an output; nothing of it appears
+|-- WriteError       storage failed under an output; nothing of it appears
+`-- OwnershipLost    another process dispatches the jobs of this database now
 """
 
 from configs.errors import EnvironmentFailure, UserError
@@ -39,6 +40,10 @@ class OutputError(UserError):
 
 class WriteError(EnvironmentFailure):
     """An output that could not be written to its end."""
+
+
+class OwnershipLost(EnvironmentFailure):
+    """Another process owns the dispatching of batch jobs; nothing was changed."""
 
 
 class AccountError(UserError):
