@@ -1,9 +1,9 @@
 """What can go wrong between a finished run and a served model.
 
-LockstepError
-|-- UserError
-|   `-- RegistryError        an unknown model, version or alias; a change that is not allowed
-`-- EnvironmentFailure
+UserError
+`-- RegistryError        an unknown model, version or alias; a change that is not allowed
+`-- AliasConflict    an alias does not point to what was expected
+EnvironmentFailure
 |-- DatabaseFailure      the database cannot be reached, is locked, full or damaged
 `-- ArtifactFailure      storage failed, or an artifact is not what was registered
 """
@@ -21,3 +21,7 @@ class DatabaseFailure(EnvironmentFailure):
 
 class ArtifactFailure(EnvironmentFailure):
     """An artifact cannot be read or written, or its digest no longer fits."""
+
+
+class AliasConflict(RegistryError):
+    """An alias does not point to what was expected: somebody else moved it."""
