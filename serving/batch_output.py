@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from data_pipeline import storage
 from data_pipeline.object_stores import failures_of, is_remote, store_of
 from serving.batch_plan import ROW_COLUMN
-from serving.json_rows import CUSTOM_ID
+from serving.line_rows import CUSTOM_ID
 from serving.openai_lines import answer_line, error_line
 from serving.row_errors import Chunk, error_table
 

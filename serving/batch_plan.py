@@ -24,7 +24,7 @@ from serving import shards as cutting
 from serving.batch_columns import csv_names, json_columns, kept_columns, text_types
 from serving.batch_rows import RowSource
 from serving.errors import BatchError
-from serving.json_rows import CUSTOM_ID
+from serving.line_rows import CUSTOM_ID
 from serving.locations import file_state, find_files, opened
 from serving.openai_lines import check_lines
 from serving.shards import Piece, Shard

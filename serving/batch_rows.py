@@ -27,7 +27,7 @@ from data_pipeline.features import null_rows
 from data_pipeline.object_stores import is_remote, reason
 from data_pipeline.source import Column, DataFile, partitions_of, with_partitions
 from data_pipeline.tables import Wanted
-from serving.json_rows import json_rows
+from serving.line_rows import json_rows
 from serving.locations import opened
 from serving.row_errors import Chunk, Marks
 from serving.shards import Piece, Shard, split_records

@@ -7,13 +7,21 @@ UserError
 |-- AccountError     a change of users that is not allowed
 `-- RequestError     a request that is refused, with the status that tells why
     |-- AuthenticationError   no key, or one that does not count (401)
-    |-- QuotaExceeded         more than the user or the service can take now (429)
     |-- LocationError         a file or folder that the user may not name (403)
-    `-- BatchError            a batch job that is refused, or has failed for a reason of its own
+    |-- BatchError            a batch job that is refused, or that fails for its own reasons
+    |-- RefusedRequest        a body, header or right that is not as it must be (400 to 422)
+    |-- NotFound              no such model, version, or route, or not for this user (404)
+    |-- QuotaExceeded         more than the user may ask for now (429)
+    |-- Overloaded            more than the service can take now (429)
+    |-- PredictionFailure     the model failed with these rows (500)
+    |-- Unavailable           what is needed cannot be loaded now (503)
+    `-- DeadlineExceeded      no answer within the time that the caller allowed (504)
 EnvironmentFailure
 |-- WriteError       storage failed under an output; nothing of it appears
 `-- OwnershipLost    another process dispatches the jobs of this database now
 """
+
+from collections.abc import Mapping
 
 from configs.errors import EnvironmentFailure, UserError
 
@@ -80,6 +88,59 @@ class QuotaExceeded(RequestError):
 
     def __init__(self, message: str, code: str, retry_after_s: float) -> None:
         super().__init__(message, 429, code, retry_after_s)
+
+
+class RefusedRequest(RequestError):
+    """A request that is not as it must be: 400, 403, 405, 413, 415 or 422.
+
+    Attributes:
+        headers: To be sent with the refusal.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        code: str = "invalid_request",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, status, code)
+        self.headers = dict(headers or {})
+
+
+class NotFound(RequestError):
+    """What was asked for does not exist, or the user may not know of it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 404, "not_found")
+
+
+class Overloaded(RequestError):
+    """The queue is full."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message, 429, "overloaded", retry_after_s)
+
+
+class PredictionFailure(RequestError):
+    """The model raised while it computed the rows of this request alone."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 500, "prediction_failed")
+
+
+class Unavailable(RequestError):
+    """A model that cannot be loaded now, or a service that is about to end."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, 503, "unavailable", retry_after_s)
+
+
+class DeadlineExceeded(RequestError):
+    """No answer within the time that the caller allowed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 504, "deadline_exceeded")
 
 
 class LocationError(RequestError):

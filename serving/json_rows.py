@@ -1,216 +1,222 @@
-"""Lines of JSON as rows: plain objects of columns, or requests of OpenAI's batch files.
+"""Rows in JSON: TensorFlow Serving's `instances` (row by row) and `inputs` (column by column).
 
-Whole blocks are parsed by Arrow where all lines are as they should be; else each line is looked at
-by itself, so that a bad one is told and the others are used.
+Owns the way from parsed JSON to the model's rows, and the wording of what is wrong with a value:
+the row and the column. The usual request, objects of plain numbers, takes a short way; all others
+are looked at value by value.
 """
 
-import json
-import math
-from collections.abc import Sequence
+import base64
+import binascii
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.json as pajson
+import numpy as np
 
-from data_pipeline.encoding import RawKind
-from data_pipeline.tables import Wanted
-from serving.row_errors import Chunk, Marks
+from configs.errors import did_you_mean
+from data_pipeline.features import Array, InputColumn
+from serving.errors import InputError
+from serving.predictor import Predictor
 
-_KINDS = {
-    "int64": pa.int64(),
-    "double": pa.float64(),
-    "bool": pa.bool_(),
-    "string": pa.string(),
-    "json": pa.string(),
-}
-_RAW = {"string": pa.string(), "int64": pa.int64(), "timestamp[us]": pa.string()}
-CUSTOM_ID = "custom_id"
-
-Row = dict[str, Any]
-Kind = tuple[int, ...] | RawKind
+_MISSING = object()
+_NUMBERS = (int, float)  # bool is an int
 
 
-class _BadValueError(Exception):
-    """A value that its column cannot hold: code and message."""
-
-
-def json_rows(
-    text: bytes,
-    lines: Sequence[bytes],
-    wanted: Wanted,
-    kept: dict[str, str],
-    first_row: int,
-    is_enveloped: bool = False,
-) -> Chunk:
-    """Rows of lines.
+class RowParser:
+    """Rows of one model from JSON. Safe to share between threads.
 
     Args:
-        text: All lines in one.
-        lines: The same, one by one.
-        wanted: The model's columns.
-        kept: Columns that are joined to the output, and their types.
-        first_row: Number in the job of the first line.
-        is_enveloped: The lines are requests of OpenAI's batch files.
+        predictor: Whose rows they become.
     """
-    if not is_enveloped and "json" not in kept.values():
-        chunk = _parsed(text, len(lines), wanted, kept, first_row)
-        if chunk is not None:
-            return chunk
-    marks = Marks(len(lines), first_row)
-    rows = [_row_of(line, index, marks, is_enveloped) for index, line in enumerate(lines)]
-    inputs = {name: _column(rows, name, kind, marks) for name, kind in wanted.items()}
-    joined = [_kept_column(rows, name, kind) for name, kind in kept.items()]
-    return marks.chunk(pa.table(inputs), pa.table(joined, schema=_kept_schema(kept)))
 
-
-def _parsed(
-    text: bytes, count: int, wanted: Wanted, kept: dict[str, str], first_row: int
-) -> Chunk | None:
-    """All lines at once; None where one of them is not like the others, or has no value."""
-    fields = {name: _raw_type(kind) for name, kind in wanted.items()}
-    for name, kind in kept.items():
-        if fields.setdefault(name, _KINDS[kind]) != _KINDS[kind]:
-            return None
-    try:
-        table = pajson.read_json(
-            pa.BufferReader(text),
-            read_options=pajson.ReadOptions(use_threads=False, block_size=len(text) + 1),
-            parse_options=pajson.ParseOptions(
-                explicit_schema=pa.schema(list(fields.items())), unexpected_field_behavior="ignore"
-            ),
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._columns = predictor.signature.layout.features
+        self._names = [column.name for column in self._columns]
+        self._is_plain = all(
+            column.encoding is None and column.shape == () for column in self._columns
         )
-        if table.num_rows != count or any(table[name].null_count for name in wanted):
+
+    def instances(self, instances: Any) -> Array:
+        """Rows of a list of objects by column; of values, for a model of one column or of numbers.
+
+        Returns:
+            `(rows, *input_shape) float32`.
+
+        Raises:
+            InputError: A value is missing or not what it should be.
+        """
+        if not isinstance(instances, list) or not instances:
+            raise InputError(
+                "instances must be a list of one row or more, each an object of "
+                f"{', '.join(self._names[:50])}."
+            )
+        if self._is_plain:
+            rows = self._plain(instances)
+            if rows is not None:
+                return rows
+        if isinstance(instances[0], dict):
+            return self._from_columns(self._turned(instances))
+        if len(self._columns) == 1:
+            return self._from_columns({self._names[0]: instances})
+        return self._from_columns(self._by_position(instances))
+
+    def inputs(self, inputs: Any) -> Array:
+        """Rows of an object of columns; of a bare column, for a model of one.
+
+        Returns:
+            `(rows, *input_shape) float32`.
+
+        Raises:
+            InputError: A column is missing, or a value is not what it should be.
+        """
+        if not isinstance(inputs, dict):
+            if len(self._columns) != 1:
+                raise InputError(
+                    f"inputs must be an object with a list for each of {', '.join(self._names)}."
+                )
+            inputs = {self._names[0]: inputs}
+        return self._from_columns(inputs)
+
+    def _plain(self, instances: list[Any]) -> Array | None:
+        """Rows of plain numbers, or None where something is not as usual."""
+        try:
+            if isinstance(instances[0], dict):
+                names = self._names
+                values = np.array([[row[name] for name in names] for row in instances])
+            else:
+                values = np.array(instances)
+                if values.ndim == 1 and len(self._names) == 1:
+                    values = values.reshape(-1, 1)
+        except (KeyError, TypeError, ValueError, OverflowError, IndexError):
             return None
-        for name, shape in wanted.items():
-            if pa.types.is_list(fields[name]) and not isinstance(shape, str):
-                lengths = table[name].combine_chunks().value_lengths()
-                if lengths.unique().to_pylist() != [math.prod(shape)]:
-                    return None
-                if table[name].combine_chunks().flatten().null_count:
-                    return None
-    except pa.ArrowException:
-        return None
-    return Marks(count, first_row).chunk(table.select(list(wanted)), table.select(list(kept)))
+        if values.dtype.kind not in "iufb" or values.shape != (len(instances), len(self._names)):
+            return None
+        rows: Array = _float32(values)
+        return rows
+
+    def _turned(self, instances: list[Any]) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {name: [] for name in self._names}
+        for index, row in enumerate(instances):
+            if not isinstance(row, dict):
+                raise InputError(f"row {index}: received {_shown(row)}; an object is allowed.")
+            for name, values in columns.items():
+                value = row.get(name, _MISSING)
+                if value is _MISSING:
+                    raise InputError(
+                        f"row {index}: no column {name!r}; the model takes "
+                        f"{', '.join(self._names)}.{did_you_mean(name, row)} Add it."
+                    )
+                values.append(value)
+        return columns
+
+    def _by_position(self, instances: list[Any]) -> dict[str, list[Any]]:
+        width = len(self._names)
+        for index, row in enumerate(instances):
+            if not isinstance(row, list) or len(row) != width:
+                raise InputError(
+                    f"row {index}: received {_shown(row)}; an object of {', '.join(self._names)}, "
+                    f"or a list of {width} values in this order, is allowed."
+                )
+        return {
+            name: [row[position] for row in instances] for position, name in enumerate(self._names)
+        }
+
+    def _from_columns(self, columns: dict[str, Any]) -> Array:
+        found: dict[str, Any] = dict.fromkeys(columns)  # with unknown names, for the message
+        rows: int | None = None
+        for column in self._columns:
+            values = columns.get(column.name, _MISSING)
+            if values is _MISSING:
+                break  # the predictor tells which and what is near
+            if not isinstance(values, list):
+                raise InputError(
+                    f"column {column.name!r}: received {_shown(values)}; a list with one value "
+                    "for each row is allowed."
+                )
+            if rows is not None and len(values) != rows:
+                raise InputError(
+                    f"column {column.name!r} has {len(values)} values, {self._names[0]!r} has "
+                    f"{rows}; the same number in each is allowed."
+                )
+            rows = len(values)
+            found[column.name] = column_values(column, values)
+        if rows == 0:
+            raise InputError("received no rows; one or more are allowed.")
+        return self._predictor.rows(found)
 
 
-def _raw_type(kind: Kind) -> pa.DataType:
-    if isinstance(kind, str):
-        return _RAW[kind]
-    # Nested lists are left to the slow way; one of them is told apart by its length.
-    return pa.float64() if math.prod(kind) == 1 and not kind else pa.list_(pa.float64())
+def column_values(column: InputColumn, values: list[Any]) -> Any:
+    """The values of a column as the predictor takes them.
 
+    Args:
+        column: What is wanted.
+        values: One JSON value for each row.
 
-def _row_of(line: bytes, index: int, marks: Marks, is_enveloped: bool) -> Row:
-    try:
-        value = json.loads(line)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        marks.mark_row(index, "invalid_json_line", f"not JSON: {str(error)[:200]}")
-        return {}
-    if not isinstance(value, dict):
-        text = f"{type(value).__name__} instead of an object"
-        marks.mark_row(index, "invalid_json_line", text)
-        return {}
-    if not is_enveloped:
-        return dict(value)
-    row, message = request_row(value)
-    if message:
-        marks.mark_row(index, "invalid_request", message)
-    return {**row, CUSTOM_ID: value.get(CUSTOM_ID)}
-
-
-def request_row(request: Row) -> tuple[Row, str]:
-    """The columns in a request of OpenAI's batch files, and what is wrong with it, or nothing.
-
-    A body holds one row: `{"instances": [{...}]}`, `{"inputs": {...}}`, or the columns themselves.
+    Raises:
+        InputError: With the first row whose value is not what it should be.
     """
-    body = request.get("body")
-    if not isinstance(body, dict):
-        return {}, "no body; an object is needed"
-    row: Any = body
-    if "instances" in body:
-        instances = body["instances"]
-        if not isinstance(instances, list) or len(instances) != 1:
-            return {}, "instances holds other than one row; one row a line is allowed"
-        row = instances[0]
-    elif isinstance(body.get("inputs"), dict):
-        row = body["inputs"]
-    if not isinstance(row, dict):
-        return {}, "the row is no object with the model's columns"
-    return row, ""
-
-
-def _column(rows: Sequence[Row], name: str, kind: Kind, marks: Marks) -> pa.Array:
-    """Values of a column; where one cannot be had, its row is marked and None stands there."""
-    values: list[Any] = []
-    for index, row in enumerate(rows):
-        value = None
-        if not marks.is_bad[index]:
-            try:
-                value = _value(row.get(name), kind)
-            except _BadValueError as error:
-                code, text = error.args
-                marks.mark_row(index, code, f"{name!r} {text}", name)
-        values.append(value)
-    if isinstance(kind, str):
-        return pa.array(values, _RAW[kind])
-    return pa.array(values, pa.list_(pa.float64()) if kind else pa.float64())
-
-
-def _value(value: Any, kind: Kind) -> Any:
-    if value is None:
-        raise _BadValueError("missing_value", "has no value")
-    if kind in ("string", "timestamp[us]"):
-        if isinstance(value, str):
-            return value
-        if isinstance(value, int):
-            return str(value)
-        raise _BadValueError("wrong_type", f"is {type(value).__name__}; a text is needed")
-    if kind == "int64":
-        if isinstance(value, int) and -(2**63) <= value < 2**63:
-            return int(value)
-        raise _BadValueError("wrong_type", f"is {type(value).__name__}; a whole number is needed")
-    if isinstance(kind, str) or not kind:
-        return _number(value)
-    flat = list(_flat(value))
-    if len(flat) != math.prod(kind):
-        raise _BadValueError("wrong_shape", f"has {len(flat)} numbers; the shape is {list(kind)}")
-    return flat
-
-
-def _flat(value: Any, depth: int = 0) -> Any:
-    if isinstance(value, list) and depth < 16:
-        for element in value:
-            yield from _flat(element, depth + 1)
-    else:
-        yield _number(value)
-
-
-def _number(value: Any) -> float:
-    if value is None:
-        raise _BadValueError("missing_value", "has no value")
-    if not isinstance(value, int | float):
-        raise _BadValueError("not_a_number", f"is {type(value).__name__}; a number is needed")
+    if column.encoding is not None:
+        kinds = {"string": (str, dict), "int64": (int,), "timestamp[us]": (str, int)}
+        allowed = kinds[column.encoding.raw_dtype]
+        for row, value in enumerate(values):
+            if value is not None and not isinstance(value, allowed):
+                raise _wrong(column, row, value, f"{column.encoding.raw_dtype} or null")
+        if column.encoding.raw_dtype == "string":
+            return np.array([_text(column, row, v) for row, v in enumerate(values)], object)
+        return np.array(values, object)
     try:
-        number = float(value)
-    except OverflowError:
-        raise _BadValueError("not_a_number", "is too large") from None
-    if math.isnan(number):
-        raise _BadValueError("missing_value", "is NaN")
-    return number
-
-
-def _kept_schema(kept: dict[str, str]) -> pa.Schema:
-    """Types of kept columns; those of JSON text are marked as such."""
-    notes = {name: {"kind": "json"} if kind == "json" else None for name, kind in kept.items()}
-    return pa.schema([pa.field(n, _KINDS[kind], metadata=notes[n]) for n, kind in kept.items()])
-
-
-def _kept_column(rows: Sequence[Row], name: str, kind: str) -> pa.Array:
-    found = [row.get(name) for row in rows]
-    if kind == "json":
-        return pa.array([None if v is None else json.dumps(v) for v in found], pa.string())
-    types: dict[str, Any] = {"int64": int, "double": (int, float), "bool": bool, "string": str}
-    fits = [v if isinstance(v, types[kind]) else None for v in found]
-    return pa.array(
-        [float(v) if kind == "double" and v is not None else v for v in fits], _KINDS[kind]
+        array = np.array(values)
+    except (ValueError, OverflowError, TypeError):
+        array = np.array(None)
+    if array.dtype.kind in "iufb" and array.ndim:
+        return _float32(array)
+    for row, value in enumerate(values):
+        if not _is_numbers(value, len(column.shape)):
+            wanted = f"numbers of shape {list(column.shape)}" if column.shape else "a number"
+            raise _wrong(column, row, value, wanted)
+    if column.shape == ():
+        return _float32(np.array([float(value) for value in values]))
+    raise InputError(
+        f"column {column.name!r} holds lists of different lengths; values of shape "
+        f"{list(column.shape)} are allowed."
     )
+
+
+def _float32(values: Array) -> Array:
+    with np.errstate(over="ignore"):  # too large becomes infinity, which is refused with its row
+        return values.astype(np.float32)
+
+
+def _is_numbers(value: Any, depth: int) -> bool:
+    if depth == 0:
+        return isinstance(value, _NUMBERS) and abs(value) < 1e300 or value != value
+    return isinstance(value, list) and all(_is_numbers(inner, depth - 1) for inner in value)
+
+
+def _text(column: InputColumn, row: int, value: Any) -> str | None:
+    if not isinstance(value, dict):
+        text: str | None = value
+        return text
+    try:
+        (encoded,) = value.values()
+        if set(value) == {"b64"} and isinstance(encoded, str):
+            return base64.b64decode(encoded, validate=True).decode()
+    except (ValueError, binascii.Error):
+        pass
+    raise _wrong(column, row, value, 'a string, or {"b64": ...} of UTF-8')
+
+
+def _wrong(column: InputColumn, row: int, value: Any, allowed: str) -> InputError:
+    return InputError(
+        f"row {row}, column {column.name!r}: received {_shown(value)}; {allowed} is allowed."
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return "an object"
+    if value is None:
+        return "null"
+    text = str(value) if isinstance(value, bool) else repr(value)[:60]
+    return text.lower() if isinstance(value, bool) else text

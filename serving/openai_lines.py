@@ -6,7 +6,7 @@ from typing import Any
 
 from serving.batch_rows import RowSource, grouped_text
 from serving.errors import BatchError
-from serving.json_rows import CUSTOM_ID
+from serving.line_rows import CUSTOM_ID
 from serving.shards import Shard
 
 MAX_LINES = 50_000

@@ -84,12 +84,38 @@ class Predictor:
         Raises:
             InputError: A column is missing, of another shape, or not what it should be.
         """
-        arrays = self._checked(columns)
-        rows = len(arrays[0])
+        return self.predict_rows(self.rows(columns))
+
+    def rows(self, columns: Mapping[str, Any]) -> Array:
+        """Rows of the model's input, checked, from raw columns; what `predict` does first.
+
+        Args:
+            columns: As for `predict`.
+
+        Returns:
+            `(rows, *input_shape) float32`.
+
+        Raises:
+            InputError: A column is missing, of another shape, or not what it should be.
+        """
+        return assemble_rows(self._checked(columns), self.signature.layout)
+
+    def predict_rows(self, inputs: Array) -> NDArray[np.float32]:
+        """Predictions for rows that `rows` made, of any number of callers together.
+
+        Args:
+            inputs: `(rows, *input_shape) float32`.
+
+        Returns:
+            `(rows, *output_shape) float32`.
+
+        Raises:
+            InputError: The model does not give one prediction for each row.
+        """
+        rows = len(inputs)
+        if rows in self.batch_rows:
+            return self._run(inputs, rows)
         out = np.empty((rows, *self.signature.output_shape), np.float32)
-        if rows == 0:
-            return out
-        inputs = assemble_rows(arrays, self.signature.layout)
         start = 0
         for count, size in split_rows(rows, self.batch_rows):
             out[start : start + count] = self._run(inputs[start : start + count], size)
