@@ -88,7 +88,7 @@ def describe_job(job: Job) -> dict[str, Any]:
         "model": {"name": job.model, "version": job.version, "digest": job.digest},
         "input": input_names,
         "input_file_id": input_names if isinstance(input_names, str) else input_names[0],
-        "completion_window": request.get("completion_window") or f"{request['window_s']}s",
+        "completion_window": _window(request["window_s"]),
         "status": job.status,
         "errors": {"object": "list", "data": problems} if problems else None,
         "output": job.folder if is_remote(job.folder) or request["output"] else None,
@@ -129,6 +129,10 @@ def describe_file(file: StoredFile) -> dict[str, Any]:
         "status": "processed",
         "sha256": file.sha256 or None,
     }
+
+
+def _window(seconds: int) -> str:
+    return f"{seconds // 3600}h" if seconds % 3600 == 0 else f"{seconds}s"
 
 
 def _whole(at: float | None) -> int | None:

@@ -37,6 +37,9 @@ class ModelNames(Protocol):
     def resolve(self, reference: str) -> Any:
         """A version by `name/3`, `name@alias` or `name`."""
 
+    def models(self) -> Any:
+        """All models."""
+
 
 class Grants(Protocol):
     """What is asked of the accounts."""
@@ -184,6 +187,11 @@ class BatchService:
         """Have a job of the user's own cancelled; what was committed stays. Idempotent."""
         job = self.job(account, name)
         return self._store.ask_to_cancel(job.id, self._clock()) or job
+
+    def model_names(self, account: Account) -> list[str]:
+        """Models that the user may predict with."""
+        names = [summary.name for summary in self._models.models()]
+        return [name for name in names if self._accounts.may_use(account, name)]
 
     def output(self, account: Account, name: str) -> dict[str, Any]:
         """The manifest of an ended job; None for its entries where there is none (yet).
