@@ -13,9 +13,10 @@ import pyarrow.json as pajson
 from configs.errors import did_you_mean
 from data_pipeline.csv_text import MISSING
 from data_pipeline.tables import Wanted
-from serving.batch_rows import RowSource, grouped_text, parsed_csv
+from serving.batch_rows import RowSource, csv_by_lines, grouped_text, parsed_csv
 from serving.errors import BatchError
 from serving.locations import opened
+from serving.row_errors import Marks
 from serving.shards import Shard, header_of
 
 _TEXT = pa.string()
@@ -78,8 +79,9 @@ def text_types(source: RowSource, cut: Sequence[Shard], kept: Sequence[str]) -> 
         for texts in grouped_text(source, shard.pieces, _BLOCK_ROWS):
             for file, text, starts in texts:
                 table = parsed_csv(source.names[file], list(kept), text, len(starts))
-                if table is None:  # a bad row among them: the others decide
-                    continue
+                if table is None:  # a bad row is among them: the others decide
+                    names, marks = source.names[file], Marks(len(starts), 0)
+                    table = csv_by_lines(names, list(kept), text, starts, marks)
                 for name in kept:
                     values = table[name].combine_chunks()
                     possible[name] = [k for k in possible[name] if _fits(values, k)]

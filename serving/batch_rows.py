@@ -27,6 +27,7 @@ from data_pipeline.features import null_rows
 from data_pipeline.object_stores import is_remote, reason
 from data_pipeline.source import Column, DataFile, partitions_of, with_partitions
 from data_pipeline.tables import Wanted
+from serving.errors import BatchError
 from serving.line_rows import json_rows
 from serving.locations import opened
 from serving.row_errors import Chunk, Marks
@@ -208,9 +209,10 @@ def grouped_text(source: RowSource, pieces: Sequence[Piece], rows: int) -> Itera
         text = _bytes_of(source, piece)
         records = split_records(text, source.format == "csv")
         if len(records.starts) != piece.rows:
-            raise ReadError(
+            raise BatchError(
                 f"{source.files[piece.file].path} has {len(records.starts)} rows where "
-                f"{piece.rows} were planned. It changed; submit the job again."
+                f"{piece.rows} were planned. It changed; submit the job again.",
+                "input_changed",
             )
         done = 0
         while done < piece.rows:
@@ -264,7 +266,7 @@ def _csv_chunk(
     needed = source.columns
     table = parsed_csv(names, needed, text, len(starts))
     if table is None:
-        table = _csv_by_lines(names, needed, text, starts, marks)
+        table = csv_by_lines(names, needed, text, starts, marks)
     inputs = {
         name: _csv_values(table[name], wanted, name, marks)
         for name, wanted in source.wanted.items()
@@ -299,20 +301,22 @@ def parsed_csv(names: Sequence[str], needed: list[str], text: bytes, rows: int) 
     return None if bad or table.num_rows != rows else table
 
 
-def _csv_by_lines(
+def csv_by_lines(
     names: Sequence[str],
     needed: list[str],
     text: bytes,
     starts: NDArray[np.int64],
     marks: Marks,
 ) -> pa.Table:
+    """Row for row as text; nulls where a row is marked as none."""
     places = [list(names).index(name) for name in needed]
     columns: list[list[str | None]] = [[] for _ in needed]
     for index, (begin, end) in enumerate(_spans(starts, len(text))):
         values: list[str] | None = None
         try:
             line = text[begin:end].decode()
-            rows = list(csv.reader(io.StringIO(line, newline=""), strict=True))
+            read = csv.reader(io.StringIO(line, newline=""), strict=True)
+            rows = [row for row in read if row]  # blank lines may follow
             if len(rows) == 1 and len(rows[0]) == len(names):
                 values = rows[0]
             else:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline import storage
-from data_pipeline.errors import ReadError
 from data_pipeline.object_stores import SCHEMES, is_remote
-from serving.errors import LocationError
+from serving.errors import BatchError, LocationError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 _ODD = re.compile(r"[\x00-\x1f\x7f\\]")
@@ -82,14 +81,17 @@ def opened(
 
     Raises:
         LocationError: The name leads out of the allowed locations now.
+        BatchError: It is not the planned one any more.
         OSError: It cannot be opened.
         DataError: The store refuses.
-        ReadError: The store does not answer, or the file is not the planned one any more.
+        ReadError: The store does not answer.
     """
     if is_remote(path) or allowed is None:
         if allowed is not None:
             check_location(path, allowed)
-        with storage.open_file(path, planned) as file:
+        if planned is not None:
+            _check_unchanged(file_state(path), planned)
+        with storage.open_file(path) as file:
             yield file
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would have us wait for ever
@@ -102,7 +104,9 @@ def opened(
         # By the descriptor, so that what is read is what was judged.
         with storage.open_file(f"/dev/fd/{descriptor}", None) as file:
             if planned is not None:
-                _check_unchanged(os.fstat(descriptor), planned)
+                now = os.fstat(descriptor)
+                state = storage.FileState(path, now.st_size, now.st_mtime_ns)
+                _check_unchanged(state, planned)
             yield file
     finally:
         os.close(descriptor)
@@ -157,11 +161,12 @@ def _path_of(descriptor: int, path: str) -> str:
         return os.path.realpath(path)
 
 
-def _check_unchanged(now: os.stat_result, planned: storage.FileState) -> None:
-    if (now.st_size, now.st_mtime_ns) != (planned.size_bytes, planned.modified_ns):
-        raise ReadError(
+def _check_unchanged(now: storage.FileState, planned: storage.FileState) -> None:
+    if (now.size_bytes, now.modified_ns) != (planned.size_bytes, planned.modified_ns):
+        raise BatchError(
             f"{planned.path} changed since the job was planned (size or time of change). Submit "
-            "the job again."
+            "the job again.",
+            "input_changed",
         )
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.pool import Ended
 from registry.database import Database
 from registry.store import Registry
 from serving.accounts import Account, Accounts, Quotas
-from serving.batch_process import ProcessConfig, make_batches
+from serving.batch_process import ProcessConfig, make_batches, worker_options
+from serving.batch_worker import BatchWorker
 from serving.errors import InputError
 from serving.signature import Signature, unlabelled_layout
 from tests.support.artifacts import write_artifact
@@ -73,6 +76,51 @@ def expected(table: pa.Table) -> np.ndarray:
     return table["a"].to_numpy() + 2 * table["b"].to_numpy()
 
 
+class InlinePool:
+    """Stations that work when they are polled, in this process; `lose` has tasks lost."""
+
+    def __init__(self, options: dict[str, Any], lose: Callable[[Any], bool] = lambda _: False):
+        self._options, self.lose = options, lose
+        self._workers: dict[int, BatchWorker] = {}
+        self._tasks: dict[int, Any] = {}
+        self._next = 0
+        self.given: list[Any] = []
+        self.most = 0
+
+    def resize(self, stations: int) -> None:
+        while len(self._workers) < stations:
+            self._workers[self._next] = BatchWorker(**self._options)
+            self._next += 1
+        for number in self.idle()[: max(0, len(self._workers) - stations)]:
+            self._workers.pop(number)
+        self.most = max(self.most, len(self._workers))
+
+    def idle(self) -> list[int]:
+        return [number for number in self._workers if number not in self._tasks]
+
+    def give(self, station: int, task: Any) -> None:
+        self.given.append(task)
+        self._tasks[station] = json.loads(json.dumps(task))  # as if it had crossed a pipe
+
+    def poll(self, timeout_s: float) -> list[Ended]:
+        ended = []
+        for station, task in list(self._tasks.items()):
+            del self._tasks[station]
+            if self.lose(task):
+                del self._workers[station]
+                ended.append(Ended(station, failure="lost", is_lost=True))
+            else:
+                ended.append(Ended(station, self._workers[station].run(task)))
+        return ended
+
+    def kill(self, station: int) -> None:
+        self._workers.pop(station, None)
+
+    def close(self) -> None:
+        self._workers.clear()
+        self._tasks.clear()
+
+
 class Place:
     """A service in a folder: database, registry with the model `fake`, users and data.
 
@@ -88,6 +136,7 @@ class Place:
         url: str | None = None,
         runner: dict[str, Any] | None = None,
         quotas: Quotas | None = None,
+        inline: bool = True,
     ) -> None:
         self.folder, self.data = folder, folder / "data"
         self.data.mkdir(parents=True)
@@ -110,7 +159,10 @@ class Place:
             loader=LOADER,
             log_file=str(folder / "predictors.log"),
         )
-        self.service, self.runner = make_batches(self.config)
+        self.pool = InlinePool(worker_options(self.config))
+        self.service, self.runner = make_batches(
+            self.config, (lambda: self.pool) if inline else None
+        )
 
     def user(self, name: str, **options: Any) -> Account:
         self.keys[name] = self.accounts.add(name, who="test", **options)
