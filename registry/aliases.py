@@ -73,6 +73,13 @@ def history(connection: sa.Connection, name: str, alias: str | None = None) -> l
     return [AliasMove(**row) for row in connection.execute(query).mappings()]
 
 
+def last_move(connection: sa.Connection, name: str, alias: str) -> AliasMove:
+    """The newest move of an alias that exists."""
+    query = sa.select(MOVES).where(MOVES.c.name == name, MOVES.c.alias == alias)
+    newest = query.order_by(MOVES.c.sequence.desc()).limit(1)
+    return AliasMove(**connection.execute(newest).mappings().one())
+
+
 def earlier(moves: Sequence[AliasMove]) -> list[int]:
     """What an alias can be rolled back to, the last one first.
 

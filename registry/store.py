@@ -53,6 +53,12 @@ class Registry:
         self._claims = claims.Claims(database, clock)
         self._is_prepared = False
 
+    def prepare(self) -> None:
+        """Connect, and make the tables where there are none. All other methods do it themselves."""
+        if not self._is_prepared:
+            self._database.prepare(COMPONENT)
+            self._is_prepared = True
+
     def register(
         self,
         name: str,
@@ -87,7 +93,7 @@ class Registry:
             check_key(key)
         folder = Path(artifact_folder).absolute()
         manifest = artifacts.read_manifest(folder)
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             existing = _same(connection, name, key, manifest.digest)
             if parent is not None:
@@ -127,25 +133,25 @@ class Registry:
 
     def models(self) -> list[ModelSummary]:
         """All models, by name."""
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             return lookup.all_models(connection)
 
     def versions(self, name: str) -> list[Version]:
         """All versions of a model, the oldest first, those that were deleted too."""
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             return lookup.all_versions(connection, name)
 
     def version(self, name: str, number: int) -> Version:
         """One version, also if it was deleted."""
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             return lookup.find(connection, name, number)
 
     def keyed(self, name: str, key: str) -> Version | None:
         """The version that was registered with a key, or None."""
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             return lookup.keyed(connection, name, key, None)
 
@@ -156,7 +162,7 @@ class Registry:
             RegistryError: There is none, or it was deleted.
         """
         wanted = parse_reference(reference)
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             number = lookup.pointed_to(connection, wanted)
             version = lookup.find(connection, wanted.name, number)
@@ -190,7 +196,7 @@ class Registry:
             RegistryError: There is no such version, or it was deleted.
         """
         check_alias(alias)
-        self._prepare()
+        self.prepare()
         with self._database.writing(COMPONENT.name) as connection:
             lookup.check_model(connection, name)
             now = aliases.current(connection, name, alias)
@@ -200,7 +206,7 @@ class Registry:
             if number == now:
                 if number is None:
                     raise lookup.no_alias(connection, name, alias)
-                return aliases.history(connection, name, alias)[-1]
+                return aliases.last_move(connection, name, alias)
             wanted = AliasMove(name, alias, now, number, self._clock(), who, why, 0)
             return aliases.move(connection, wanted)
 
@@ -212,7 +218,7 @@ class Registry:
         Raises:
             RegistryError: There is nothing earlier.
         """
-        self._prepare()
+        self.prepare()
         with self._database.writing(COMPONENT.name) as connection:
             lookup.check_model(connection, name)
             moves = aliases.history(connection, name, alias)
@@ -229,7 +235,7 @@ class Registry:
 
     def history(self, name: str, alias: str | None = None) -> list[AliasMove]:
         """All moves of a model's aliases, or of one of them, the oldest first."""
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             lookup.check_model(connection, name)
             return aliases.history(connection, name, alias)
@@ -243,7 +249,7 @@ class Registry:
         tags: Mapping[str, str | None] | None = None,
     ) -> Version:
         """Change a version's description, and set tags (None takes one away); None: as it is."""
-        self._prepare()
+        self.prepare()
         with self._database.writing(COMPONENT.name) as connection:
             version = lookup.find(connection, name, number)
             merged = {**version.tags, **(tags or {})}
@@ -263,7 +269,7 @@ class Registry:
             ArtifactFailure: It was deleted, but storage failed; the files go with the next
                 `register` or `delete`.
         """
-        self._prepare()
+        self.prepare()
         with self._database.writing(COMPONENT.name) as connection:
             version = lookup.find(connection, name, number)
             if version.aliases:
@@ -314,11 +320,6 @@ class Registry:
                 f"{version.artifact}. Restore the files from a copy, or use another version."
             )
         return Path(place.name)
-
-    def _prepare(self) -> None:
-        if not self._is_prepared:
-            self._database.prepare(COMPONENT)
-            self._is_prepared = True
 
 
 def _absolute(root: str | None) -> str:

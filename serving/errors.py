@@ -7,6 +7,8 @@ UserError
 |-- AccountError     a change of users that is not allowed
 `-- RequestError     a request that is refused, with the status that tells why
     |-- AuthenticationError   no key, or one that does not count (401)
+    |-- LocationError         a file or folder that the user may not name (403)
+    |-- BatchError            a batch job that is refused, or that fails for its own reasons
     |-- RefusedRequest        a body, header or right that is not as it must be (400 to 422)
     |-- NotFound              no such model, version, or route, or not for this user (404)
     |-- QuotaExceeded         more than the user may ask for now (429)
@@ -15,7 +17,8 @@ UserError
     |-- Unavailable           what is needed cannot be loaded now (503)
     `-- DeadlineExceeded      no answer within the time that the caller allowed (504)
 EnvironmentFailure
-`-- WriteError       storage failed under an output; nothing of it appears
+|-- WriteError       storage failed under an output; nothing of it appears
+`-- OwnershipLost    another process dispatches the jobs of this database now
 """
 
 from collections.abc import Mapping
@@ -28,7 +31,15 @@ class ModelFileError(UserError):
 
 
 class InputError(UserError):
-    """Columns or values that do not fit the model's signature."""
+    """Columns or values that do not fit the model's signature.
+
+    Attributes:
+        column: The column that it is about; None where it is about all of them.
+    """
+
+    def __init__(self, message: str, column: str | None = None) -> None:
+        super().__init__(message)
+        self.column = column
 
 
 class OutputError(UserError):
@@ -37,6 +48,10 @@ class OutputError(UserError):
 
 class WriteError(EnvironmentFailure):
     """An output that could not be written to its end."""
+
+
+class OwnershipLost(EnvironmentFailure):
+    """Another process owns the dispatching of batch jobs; nothing was changed."""
 
 
 class AccountError(UserError):
@@ -126,3 +141,33 @@ class DeadlineExceeded(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, 504, "deadline_exceeded")
+
+
+class LocationError(RequestError):
+    """A location outside those that the user may use, or that is not understood."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 403, "location_refused")
+
+
+class BatchError(RequestError):
+    """A batch job that is refused, or that fails for a reason that lies in the job.
+
+    Attributes:
+        line: Line or row of the input that it is about, from 1; None where there is none.
+        column: Column that it is about.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: str,
+        *,
+        status: int = 422,
+        line: int | None = None,
+        column: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, status, code, retry_after_s)
+        self.line = line
+        self.column = column

@@ -54,7 +54,11 @@ class Predictor:
         path: Where the model was loaded from.
         signature: What it takes and gives.
         batch_rows: The sizes that it is called with, ascending.
+        row_failures: What TensorFlow raises for values that a model cannot compute with, such as
+            an index outside of an embedding.
     """
+
+    row_failures: tuple[type[Exception], ...] = (tf.errors.InvalidArgumentError,)
 
     def __init__(self, model: LoadedModel, max_batch_rows: int | None = None) -> None:
         self.path = model.path
@@ -200,10 +204,11 @@ def _encoded(column: InputColumn, values: Any) -> Array:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"column {column.name!r} has {reason} One value of "
-            f"{column.encoding and column.encoding.raw_dtype} for each row is allowed. Convert it."
+            f"{column.encoding and column.encoding.raw_dtype} for each row is allowed. Convert it.",
+            column.name,
         ) from None
     except DataError as error:
-        raise InputError(f"column {column.name!r} has {error}") from None
+        raise InputError(f"column {column.name!r} has {error}", column.name) from None
 
 
 def _numbers(name: str, values: Any) -> Array:
