@@ -49,8 +49,8 @@ class ServiceConfig(Section):
     )
     predictors: int | None = Field(
         None,
-        description="Most processes that compute batch jobs. null: one a GPU, else one a CPU. "
-        "0: no batch jobs.",
+        description="Most processes that compute batch jobs, started as there is work. null: one a "
+        "CPU. 0: no batch jobs.",
         ge=0,
     )
     preload: tuple[str, ...] = Field(
@@ -81,6 +81,11 @@ class ServiceConfig(Section):
         256 * 2**20, description="Largest body after gzip or deflate. Beyond: 413."
     )
     max_rows: PositiveInt = Field(1_000_000, description="Most rows in one request.")
+    outputs: tuple[str, ...] = Field(
+        (),
+        description="Folders and URIs below which users may have outputs of batch jobs, {user} "
+        "standing for the user's name. Outputs in the service's folder are always there.",
+    )
     is_metrics_public: bool = Field(
         False, description="Whether /metrics answers without an admin's key."
     )

@@ -27,7 +27,8 @@ from registry.errors import RegistryError
 from registry.store import Registry
 from serving import deployment
 from serving.accounts import Accounts
-from serving.assembly import Settings
+from serving.assembly import Settings, batch_config, log_to
+from serving.batch_process import make_batches
 from serving.errors import AccountError
 from serving.haproxy import FrontProxy
 
@@ -111,14 +112,33 @@ def running(settings: Settings, say: Say) -> Iterator[Running]:
                     f"the service does not start: {' '.join(str(error).split())[:300]}. Its log "
                     f"is in {settings.folder}/logs."
                 ) from error
-            try:
-                yield Running(front.url, lambda: _wait(asked))
-            finally:
-                say("ending: requests under way are answered")
-                deployment.stop()
+            with _dispatching(settings):
+                try:
+                    yield Running(front.url, lambda: _wait(asked))
+                finally:
+                    say("ending: requests under way are answered")
+                    deployment.stop()
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+@contextmanager
+def _dispatching(settings: Settings) -> Iterator[None]:
+    """Batch jobs go on, from where the last service on this database left them."""
+    if settings.config.predictors == 0:
+        yield
+        return
+    log_to(Path(settings.folder) / "logs")
+    _, runner = make_batches(batch_config(settings))
+    is_over = threading.Event()
+    thread = threading.Thread(target=runner.run, args=(is_over,), name="dispatching")
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _wait(asked: threading.Event) -> None:

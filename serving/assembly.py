@@ -19,6 +19,11 @@ from registry.database import Database
 from registry.errors import DatabaseFailure
 from registry.store import Registry
 from serving.accounts import Accounts
+from serving.batch_files import ServiceSettings
+from serving.batch_process import ProcessConfig
+from serving.batch_routes import batch_routers
+from serving.batch_store import BatchStore
+from serving.batches import BatchService
 from serving.engine import Engine, EngineLimits
 from serving.errors import RequestError
 from serving.lane import LaneLimits
@@ -46,6 +51,24 @@ class Settings:
     version: str
 
 
+def batch_config(settings: Settings) -> ProcessConfig:
+    """What the service and the dispatching of batch jobs are made of."""
+    config, folder = settings.config, Path(settings.folder)
+    most = (os.cpu_count() or 1) if config.predictors is None else config.predictors
+    return ProcessConfig(
+        database=config.database,
+        artifacts=config.artifacts,
+        service={
+            "folder": str(folder / "batches"),
+            "outputs": config.outputs,
+            "max_upload_bytes": config.max_upload_bytes,
+        },
+        runner={"max_predictors": most},
+        models_bytes=config.model_memory_bytes,
+        log_file=str(folder / "logs" / "predictors.log"),
+    )
+
+
 def build_services(settings: Settings) -> Services:
     """The parts of one process; nothing is started.
 
@@ -64,6 +87,10 @@ def build_services(settings: Settings) -> Services:
         LaneLimits(config.queue_rows, config.batch_rows),
         config.drain_s,
     )
+    batches = None
+    if config.predictors != 0:
+        bounds = ServiceSettings(**batch_config(settings).service)
+        batches = BatchService(BatchStore(database), registry, accounts, bounds)
     return Services(
         accounts=accounts,
         engine=Engine(registry, limits, metrics),
@@ -80,6 +107,8 @@ def build_services(settings: Settings) -> Services:
             config.max_timeout_s,
             config.is_metrics_public,
         ),
+        batches=batches,
+        batch_routers=batch_routers,
         version=settings.version,
     )
 
