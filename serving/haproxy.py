@@ -74,6 +74,7 @@ def proxy_environment(front: FrontProxy, folder: Path) -> Mapping[str, str]:
     """
     haproxy = haproxy_program()
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(stat.S_IRWXU)  # HAProxy's admin socket in it is open to whoever finds it
     metrics, stats, first = free_ports(3)
     address = f"{'*' if front.host == '0.0.0.0' else front.host}:{front.port}"
     if front.tls_cert is not None and front.tls_key is not None:
