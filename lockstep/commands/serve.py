@@ -55,17 +55,18 @@ def serve(
         },
     )
     be_quiet()
+    from serving.assembly import home, settings_for
     from serving.haproxy import FrontProxy, proxy_environment
 
     # Ray Serve reads its environment when it is imported, which the imports below do.
     front = FrontProxy(settings.host, settings.port, settings.tls_cert, settings.tls_key)
-    place = Path(settings.folder or _home() / "service") / "proxy"
+    place = Path(settings.folder or home() / "service") / "proxy"
     try:
         environment = proxy_environment(front, place)
     except OSError as error:
         raise EnvironmentFailure(f"cannot prepare the front proxy in {place}: {error}") from error
     os.environ.update(environment)
-    from lockstep.serve import demo_lines, prepare_demo, running, settings_for
+    from lockstep.serve import demo_lines, prepare_demo, running
 
     def say(text: str) -> None:
         print(text, flush=True)
@@ -85,7 +86,3 @@ def serve(
         else:
             say("a key: lockstep users add NAME")
         service.wait()
-
-
-def _home() -> Path:
-    return Path(os.environ.get("LOCKSTEP_HOME") or Path.home() / ".lockstep")
