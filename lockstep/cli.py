@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from configs.errors import LockstepError, UserError
-from lockstep.commands import models, retraining
+from lockstep.commands import models, retraining, serve, users
 from lockstep.commands import schedule as schedule_commands
 from lockstep.commands.options import (
     Address,
@@ -40,6 +40,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(models.app, name="models")
 app.command()(retraining.retrain)
 app.add_typer(schedule_commands.app, name="schedule")
+app.add_typer(users.app, name="users")
+app.command("serve")(serve.serve)
 
 
 @app.command()
