@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from configs.errors import LockstepError, UserError
-from lockstep.commands import models
+from lockstep.commands import models, serve, users
 from lockstep.commands.options import (
     Address,
     JobFile,
@@ -39,6 +39,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(models.app, name="models")
+app.add_typer(users.app, name="users")
+app.command("serve")(serve.serve)
 
 
 @app.command()

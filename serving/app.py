@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.assembly import at_work
 from serving.errors import NotFound, RefusedRequest, RequestError
 from serving.front import Front, account_of, error_response
 from serving.metrics import CONTENT_TYPE
@@ -21,12 +22,26 @@ from serving.v1_routes import v1_router
 from serving.v2_routes import v2_router
 
 
-def build_app(services: Services) -> FastAPI:
-    """The application.
+def build_app(services: Services, preload: tuple[str, ...] = ()) -> FastAPI:
+    """The application. Its lifespan starts and stops the parts.
 
-    The engine of `services` is started and stopped by whoever runs the application.
+    Args:
+        services: The parts.
+        preload: Models whose champion is loaded before the first request.
     """
-    app = FastAPI(title="Lockstep", version=services.version, docs_url=None, redoc_url=None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with at_work(services, preload):
+            yield
+
+    app = FastAPI(
+        title="Lockstep",
+        version=services.version,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.include_router(_operation_router(services))
     app.include_router(v1_router(services))
     app.include_router(v2_router(services))
@@ -85,13 +100,3 @@ def _operation_router(services: Services) -> APIRouter:
 
 def _json(value: object, status: int = 200) -> Response:
     return Response(json.dumps(value), status, media_type="application/json")
-
-
-@asynccontextmanager
-async def running(services: Services) -> AsyncIterator[None]:
-    """The engine at work, for whoever runs the application in process."""
-    await services.engine.start()
-    try:
-        yield
-    finally:
-        await services.engine.stop()

@@ -34,7 +34,7 @@ from serving.predictor import Predictor, load_predictor
 
 CHAMPION = "champion"
 
-_LOG = logging.getLogger("lockstep.engine")
+_LOG = logging.getLogger(__name__)
 _WARM_ROWS = (1, 8, 64, 512)
 _FIXED_COST_BYTES = 16 * 2**20
 _COST_FACTOR = 2
@@ -142,6 +142,10 @@ class Engine:
     def names(self) -> list[str]:
         """All models of the registry, as of the last look."""
         return sorted(self._models)
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a model of this name, as of the last look."""
+        return name in self._models
 
     def number_of(self, name: str, alias: str = CHAMPION) -> int:
         """The version that an alias stands for now, for requests that do not name one.

@@ -30,12 +30,12 @@ from serving.service import Services
 REQUEST_ID = "x-request-id"
 TIMEOUT = "lockstep-timeout-s"
 
-_LOG = logging.getLogger("lockstep.front")
+_LOG = logging.getLogger(__name__)
 _OPEN = {"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json"}
 _UPLOADS = ("/v1/files", "/openai/v1/files")
 _GOOD_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
-_ACCOUNT = "lockstep.account"
-_ID = "lockstep.request_id"
+_ACCOUNT = "account"
+_ID = "request_id"
 
 
 def account_of(request: Request) -> Account:

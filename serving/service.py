@@ -102,7 +102,8 @@ def find_number(services: Services, account: Account, target: Target) -> int:
         NotFound: There is no such model or alias, or the user has no grant for it: these are not
             told apart.
     """
-    if not services.accounts.may_use(account, target.name):
+    is_known = services.engine.knows(target.name)
+    if not is_known or not services.accounts.may_use(account, target.name):
         raise NotFound(f"there is no model {target.name!r}.")
     if target.version is None:
         return services.engine.number_of(target.name, target.alias or "champion")

@@ -37,15 +37,17 @@ def rows_of_table(predictor: Predictor, body: bytes, kind: str, most_rows: int) 
         RefusedRequest: It is no such table, or too large.
         InputError: A column is missing, or not what it should be.
     """
-    names = [column.name for column in predictor.signature.layout.features]
+    layout = predictor.signature.layout
+    names = [column.name for column in layout.features]
     try:
         if kind == PARQUET:
-            table = _read_parquet(body, names, most_rows)
+            texts = {column.name for column in layout.features if column.encoding is not None}
+            table = _read_parquet(body, names, texts, most_rows)
         else:
             table = _read_arrow(body, kind, names, most_rows)
         columns = {
             column.name: _values(column, table[column.name])
-            for column in predictor.signature.layout.features
+            for column in layout.features
             if column.name in table.column_names
         }
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
@@ -112,14 +114,14 @@ def _refuse_compressed(source: pa.Buffer) -> None:
             )
 
 
-def _read_parquet(body: bytes, names: list[str], most_rows: int) -> pa.Table:
+def _read_parquet(body: bytes, names: list[str], encoded: set[str], most_rows: int) -> pa.Table:
     with pq.ParquetFile(pa.BufferReader(body)) as file:
         rows = file.metadata.num_rows
         if rows > most_rows:
             raise _too_many(rows, most_rows)
         schema = file.schema_arrow
         wanted = [name for name in names if name in schema.names]
-        texts = [n for n in wanted if _is_text(schema.field(n).type)]
+        texts = [n for n in wanted if n in encoded and _is_text(schema.field(n).type)]
         groups = range(file.metadata.num_row_groups)
         size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
         if size > _INFLATION * len(body) + 2**20:

@@ -17,7 +17,8 @@ from data_pipeline.features import InputColumn, InputLayout
 from registry.database import Database
 from registry.store import Registry
 from serving.accounts import Accounts
-from serving.app import build_app, running
+from serving.app import build_app
+from serving.assembly import at_work
 from serving.engine import Engine, EngineLimits
 from serving.limits import RequestRates, RowMeter
 from serving.metrics import Metrics
@@ -135,7 +136,7 @@ async def running_service(
     transport = httpx.ASGITransport(build_app(services), raise_app_exceptions=False)
     try:
         async with (
-            running(services),
+            at_work(services),
             httpx.AsyncClient(transport=transport, base_url="http://service") as client,
         ):
             service = Service(services, registry, folder, client, keys)
