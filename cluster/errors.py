@@ -6,6 +6,7 @@ EnvironmentFailure
 |-- StartTimeout         machines or processes did not come up in time
 |-- TemplateLost         a host cannot fork any more; it has to be replaced or started again
 |-- StaleGeneration      a launch came too late: a newer generation has been seen
+|-- NodeStays            a node was to be drained, and Ray refuses
 |-- CoordinatorLost      the coordinator is gone; the run can be resumed
 |-- GangFailure          a worker died, stalled or failed; a new gang may succeed
 `-- RetriesExhausted     as often as cluster.max_failures allows; not retried     exit 3
@@ -55,6 +56,10 @@ class StaleGeneration(EnvironmentFailure):
     """A generation that was given up was to be launched; the newer one goes on."""
 
     is_retryable = False
+
+
+class NodeStays(EnvironmentFailure):
+    """Ray refuses to drain a node, such as the head's."""
 
 
 class CoordinatorLost(EnvironmentFailure):
