@@ -58,7 +58,10 @@ def render(
 def launch(
     template: Annotated[str, typer.Argument(help="A suspended RayJob, such as retraining.")],
     exclusive: Annotated[
-        bool, typer.Option(help="Follow a run of this template that is under way, if there is one.")
+        bool,
+        typer.Option(
+            "--exclusive", help="Follow a run of this template that is under way, if there is one."
+        ),
     ] = False,
     namespace: Namespace = None,
     context: Context = None,
