@@ -1,7 +1,7 @@
 """Runs on Kubernetes: submitted, listed, followed, stopped.
 
 A run is a RayJob named by its run id; all that is known of it is in the cluster, so any machine
-with access to the namespace may ask. The twin of submission through Ray Jobs, with the same methods.
+with access to the namespace may ask. The twin of submission through Ray Jobs: the same methods.
 """
 
 import json

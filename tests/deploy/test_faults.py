@@ -99,7 +99,7 @@ FAULTS: dict[str, tuple[str, str, str, Callable[[Objects], Any]]] = {
         lambda o: put(one(o, "RayService")["metadata"], name="1lockstep"),
     ),
     "Ray not in the first container": (
-        *("prod", "operator", "has to be the first"),
+        *("prod", "operator", "has to be the first container"),
         lambda o: pod(o)["containers"].insert(0, {**ray(o), "name": "sidecar"}),
     ),
     "resources given twice": (

@@ -1,9 +1,10 @@
 """Command lines in manifests: `lockstep` parses them, and the files they name are mounted."""
 
 import ast
+import functools
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,29 +68,38 @@ def _lines(pod: Pod) -> Iterator[list[str]]:
                 yield container[probe]["exec"]["command"]
 
 
-def problems(line: list[str]) -> list[str]:
+def problems(line: list[str]) -> tuple[str, ...]:
     """What is wrong with a command line; nothing is run."""
-    if line[:2] == ["tini", "--"]:
+    return _problems(tuple(str(word) for word in line))
+
+
+@functools.cache
+def _command() -> Any:
+    return typer.main.get_command(app)
+
+
+@functools.lru_cache(maxsize=1024)
+def _problems(line: tuple[str, ...]) -> tuple[str, ...]:
+    if line[:2] == ("tini", "--"):
         line = line[2:]
     program = Path(line[0]).name
     if program != "lockstep":
-        return [] if program in OTHER_PROGRAMS else [f"an unknown program: {program}"]
-    words: list[str] = [str(word) for word in line[1:]]
+        return () if program in OTHER_PROGRAMS else (f"an unknown program: {program}",)
     try:
-        _parse(typer.main.get_command(app), words)
+        _parse(_command(), line[1:])
     except typer.Exit:
-        return []
+        return ()
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer has click's errors in several places
             raise
         text, problem = " ".join(line), error.format_message()
         if "No such command" in problem and text.startswith(PENDING_COMMANDS):
-            return []
-        return [f"{text}: {problem}"]
-    return []
+            return ()
+        return (f"{text}: {problem}",)
+    return ()
 
 
-def _parse(command: Any, words: list[str]) -> None:
+def _parse(command: Any, words: Sequence[str]) -> None:
     """Parse as click would before it runs anything."""
     context = command.make_context(command.name or "lockstep", list(words))
     with context:

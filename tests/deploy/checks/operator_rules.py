@@ -56,7 +56,7 @@ def _groups(manifest: Manifest) -> Iterator[str]:
             yield f"{place}: no container"
             continue
         if containers[0].get("name") != "ray":
-            yield f"{place}: the Ray container has to be the first; it is {containers[0].get('name')}"
+            yield f"{place}: Ray has to be the first container, not {containers[0].get('name')}"
         params = group.get("rayStartParams") or {}
         if "labels" in params:
             yield f"{place}: rayStartParams.labels is forbidden; use labels of the group"

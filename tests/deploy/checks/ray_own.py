@@ -3,6 +3,7 @@
 They are private to Ray: the versions they were tried with are named, and others are skipped.
 """
 
+import copy
 import functools
 import json
 import warnings
@@ -64,7 +65,7 @@ def _found(manifest: Manifest, version: str) -> Iterator[str]:
 def _node_types(manifest: Manifest, cluster: Manifest) -> Iterator[str]:
     """The autoscaler's reading of the cluster: it wants CPUs of each group."""
     schema = definitions()[("ray.io/v1", "RayCluster")]
-    filled = with_defaults({"spec": yaml.safe_load(yaml.safe_dump(cluster))}, schema)
+    filled = with_defaults({"spec": copy.deepcopy(cluster)}, schema)
     named = {"namespace": "x", **manifest["metadata"]}
     resource = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": named, **filled}
     reader = _of_ray("autoscaler._private.kuberay.autoscaling_config")
