@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from configs.errors import LockstepError, UserError
+from lockstep.commands import jobs
 from lockstep.commands.options import (
     Address,
     JobFile,
@@ -37,6 +38,8 @@ app = typer.Typer(
 
 data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(jobs.jobs_app, name="jobs")
+app.command()(jobs.submit)
 
 
 @app.command()
