@@ -74,13 +74,10 @@ def _keep(asked: dict[str, Any], _: bytes) -> dict[str, Any]:
     return {"kept": asked["run_id"]}  # the secrets have been taken
 
 
-def _start_queue(_: dict[str, Any], __: bytes) -> dict[str, Any]:
-    queue_actor.start()
-    return {}
-
-
 def _enqueue(asked: dict[str, Any], package: bytes) -> dict[str, Any]:
-    return {"run_id": queue_actor.call("submit", asked, package)}
+    queue_actor.start()
+    record: dict[str, Any] = queue_actor.call("submit", asked, package)
+    return record
 
 
 def _cancel(asked: dict[str, Any], _: bytes) -> dict[str, Any]:
@@ -97,13 +94,13 @@ def _standings(_: dict[str, Any], __: bytes) -> dict[str, Any]:
 
 
 def _terms(asked: dict[str, Any], _: bytes) -> dict[str, Any]:
+    queue_actor.start()
     return {"users": queue_actor.call("set_terms", asked["user"], asked["terms"])}
 
 
 _VERBS: dict[str, Callable[[dict[str, Any], bytes], dict[str, Any]]] = {
     "look": _look,
     "keep": _keep,
-    "start_queue": _start_queue,
     "enqueue": _enqueue,
     "cancel": _cancel,
     "queued": _queued,

@@ -189,8 +189,12 @@ class JobsApi:
                     f"--address received {self.address!r}; the URL of the cluster's dashboard is "
                     f"allowed. Use http://{self.address.partition(':')[0] or 'HEAD'}:8265."
                 )
-            for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env"):
-                logging.getLogger(name).setLevel(logging.ERROR)
+            for name in (
+                "dashboard.modules.dashboard_sdk",
+                "dashboard.modules.job.sdk",
+                "_private",
+            ):
+                logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
             with _addressed(self.address):
                 self._connected = JobSubmissionClient(self.address)
         return self._connected

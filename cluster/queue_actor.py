@@ -55,10 +55,11 @@ class QueueActor:
         )
         threading.Thread(target=self._go_on, name="queue", daemon=True).start()
 
-    def submit(self, asked: dict[str, Any], package: bytes) -> str:
-        """See `Keeper.submit`."""
+    def submit(self, asked: dict[str, Any], package: bytes) -> dict[str, Any]:
+        """See `Keeper.submit`; returns the run as `runs` does."""
         with self._lock:
-            return self._keeper.submit(asked, package)
+            run_id = self._keeper.submit(asked, package)
+        return next(one for one in self.runs() if one["run_id"] == run_id)
 
     def cancel(self, run_id: str) -> None:
         """See `Keeper.cancel`."""

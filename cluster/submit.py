@@ -25,6 +25,7 @@ from configs.errors import EnvironmentFailure, did_you_mean
 _Rows = list[dict[str, Any]]
 
 _POLL_S = 0.5
+_WAITING_POLL_S = 5.0
 STOP_GRACE_S = 150
 """Within which a run that is asked to stop writes its checkpoint and ends; then it is killed."""
 
@@ -127,9 +128,11 @@ class RayJobs:
         )
         return packed.run_id
 
-    def enqueue(self, packed: Packed, user: str, priority: int = 0) -> str:
-        """Put a run into the cluster's queue, and return its id. Idempotent by run id."""
-        self._desk.ask("start_queue", {})
+    def enqueue(self, packed: Packed, user: str, priority: int = 0) -> RunView:
+        """Put a run into the cluster's queue. Idempotent by run id.
+
+        The first one starts the queue.
+        """
         question = {
             "run_id": packed.run_id,
             "name": packed.name,
@@ -139,8 +142,9 @@ class RayJobs:
             "entrypoint": packed.entrypoint,
             "run_folder": packed.run_folder,
         }
-        self._desk.ask("enqueue", question, folder=packed.folder, secrets=packed.secrets)
-        return packed.run_id
+        return _queued_view(
+            self._desk.ask("enqueue", question, folder=packed.folder, secrets=packed.secrets)
+        )
 
     def list(self) -> list[RunView]:
         """All runs that the cluster remembers, by submission."""
@@ -157,8 +161,8 @@ class RayJobs:
             RunUnknown: The cluster remembers no such run.
         """
         job = self._attempts().get(run_id)
-        if job is not None and not job.is_queued:
-            return _view(job)
+        if job is not None and (not job.is_queued or not job.is_final or _status(job) == "done"):
+            return _view(job)  # else the queue knows whether it goes on
         views = {view.run_id: view for view in self.list()}
         if run_id not in views:
             raise RunUnknown(
@@ -183,7 +187,7 @@ class RayJobs:
                 seen = job.attempt
             if not follow or (view.is_final and view.attempt <= seen):
                 return
-            time.sleep(_POLL_S)
+            time.sleep(_WAITING_POLL_S if view.status == "waiting" else _POLL_S)
 
     def stop(self, run_id: str, timeout_s: float = STOP_GRACE_S + 30.0) -> RunView:
         """Ask a run to write a checkpoint and end, and wait until it has. Idempotent.
@@ -231,7 +235,6 @@ class RayJobs:
 
     def set_terms(self, user: str, terms: Terms) -> dict[str, Any]:
         """Say what a user may have; returns the terms of all users."""
-        self._desk.ask("start_queue", {})
         return self._desk.ask("terms", {"user": user, "terms": asdict(terms)})
 
     def _tail(self, submission: str) -> Iterator[str]:

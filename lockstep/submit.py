@@ -104,7 +104,7 @@ def check(packed: Packed, seen: dict[str, Any], is_any_version: bool = False) ->
     if problems:
         raise UserError(
             f"{'; '.join(_few(problems))}. Name paths that all nodes of the cluster see, in the "
-            "job or with --set, or the folder there that relative paths start from with --cluster-dir."
+            "job or with --set, or with --cluster-dir the folder there for relative paths."
         )
     if differing and not is_any_version:
         raise UserError(

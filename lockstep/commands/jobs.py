@@ -81,10 +81,9 @@ def submit(
             terminal.print(f"warning: {warning}", highlight=False)
         whose = user or getpass.getuser()
         if queue:
-            cluster.enqueue(packed, whose, priority)
+            view = cluster.enqueue(packed, whose, priority)
         else:
-            cluster.submit(packed, whose)
-        view = cluster.status(packed.run_id)
+            view = cluster.status(cluster.submit(packed, whose))
     if is_json:
         print_json({**asdict(view), "sent": sent})
     else:
