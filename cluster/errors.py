@@ -1,8 +1,11 @@
 """What can go wrong with processes.
 
 UserError
-`-- CapacityError        the cluster can never place what the job asks for
+|-- CapacityError        the cluster can never place what the job asks for
+|-- RunUnknown           no such run on the cluster, or nothing of it yet
+`-- JobRefused           Ray Jobs does not take a job
 EnvironmentFailure
+|-- DeskFailure          the cluster did not answer a question
 |-- StartTimeout         machines or processes did not come up in time
 |-- TemplateLost         a host cannot fork any more; it has to be replaced or started again
 |-- StaleGeneration      a launch came too late: a newer generation has been seen
@@ -17,6 +20,18 @@ from configs.errors import EnvironmentFailure, UserError
 
 class CapacityError(UserError):
     """The cluster can never place the gang: received what it has and what was asked."""
+
+
+class RunUnknown(UserError):
+    """The cluster remembers no such run, or has nothing of it yet."""
+
+
+class JobRefused(UserError):
+    """Ray Jobs does not take a job, or knows none of this name."""
+
+
+class DeskFailure(EnvironmentFailure):
+    """The cluster gave no answer to a question that was asked by a small job."""
 
 
 class StartTimeout(EnvironmentFailure):

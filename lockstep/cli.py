@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from configs.errors import LockstepError, UserError
-from lockstep.commands import manifests
+from lockstep.commands import jobs, manifests
 from lockstep.commands.options import (
     Address,
     JobFile,
@@ -41,6 +41,8 @@ app.add_typer(data_app, name="data")
 app.command()(manifests.render)
 app.command()(manifests.launch)
 app.command()(manifests.leave)
+app.add_typer(jobs.jobs_app, name="jobs")
+app.command()(jobs.submit)
 
 
 @app.command()

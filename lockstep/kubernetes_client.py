@@ -159,7 +159,7 @@ class KubernetesClient:
         answer_s: tuple[float, float],
     ) -> urllib3.BaseHTTPResponse:
         headers = {"Accept": "application/json, */*", "Content-Type": "application/json"}
-        settings: dict[str, Any] = self._configuration.auth_settings()  # renews expired tokens
+        settings: Any = self._configuration.auth_settings()  # renews expired tokens
         for setting in settings.values():
             headers[setting["key"]] = setting["value"]
         try:

@@ -4,25 +4,28 @@ A run is a RayJob named by its run id; all that is known of it is in the cluster
 with access to the namespace may ask. The twin of submission through Ray Jobs: the same methods.
 """
 
-import json
+import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.errors import RunUnknown
+from cluster.submit import Packed, RunView
 from configs.errors import EnvironmentFailure, UserError, did_you_mean
-from lockstep.kubernetes_client import (
-    AlreadyThere,
-    KubernetesClient,
-    NotThere,
-    Unreachable,
-)
+from lockstep.kubernetes_client import AlreadyThere, KubernetesClient, NotThere, Unreachable
+from lockstep.kubernetes_result import fetch
 from lockstep.kustomize import Manifest
 from lockstep.manifests import (
-    DIGEST_ANNOTATION,
+    DIGEST,
+    JOB_NAME,
     ORIGIN_LABEL,
+    RUN_FOLDER,
     RUN_LABEL,
-    KubernetesRun,
+    USER,
+    RunOptions,
     check_run_id,
     copy_of,
     head_budget,
@@ -30,59 +33,32 @@ from lockstep.manifests import (
 )
 
 Answer = TypeVar("Answer")
+Views = list[RunView]
+Standings = list[dict[str, Any]]
 
 _POLL_S = 2.0
+_GONE_S = 300.0  # pods have two minutes to hand over
 _OUTAGE_S = 600.0  # an API server is upgraded in less
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-_STATES = {
-    "": "pending",
-    "New": "pending",
-    "Initializing": "pending",
-    "Waiting": "pending",
-    "Scheduling": "pending",
-    "Scheduled": "pending",
+_STATUS = {  # the operator's words, in those of commands
+    "": "starting",
+    "New": "starting",
+    "Initializing": "starting",
+    "Waiting": "starting",
+    "Scheduling": "starting",
+    "Scheduled": "starting",
     "Running": "running",
-    "Retrying": "running",
-    "Suspending": "suspended",
-    "Suspended": "suspended",
-    "Complete": "succeeded",
+    "Retrying": "starting",
+    "Suspending": "yielding",
+    "Suspended": "waiting",
+    "Complete": "done",
     "Failed": "failed",
     "ValidationFailed": "failed",
 }
-_ENDED = ("succeeded", "failed", "stopped")
 
 
 class RunFailed(EnvironmentFailure):
     """A run that was followed ended without success."""
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """What is known of a run.
-
-    Attributes:
-        run_id: Its name.
-        state: `queued`, `pending` (its pods are coming), `running`, `suspended`, `stopped`,
-            `succeeded` or `failed`.
-        reason: Why, in the operator's words; may be empty.
-        attempts: Clusters that were started for it so far.
-        workers: Its training processes.
-        submitted_at: When, as Kubernetes writes times.
-        ended_at: When its last attempt ended; empty before.
-    """
-
-    run_id: str
-    state: str
-    reason: str = ""
-    attempts: int = 0
-    workers: int = 0
-    submitted_at: str = ""
-    ended_at: str = ""
-
-    @property
-    def is_ended(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.state in _ENDED
 
 
 class KubernetesJobs:
@@ -108,16 +84,27 @@ class KubernetesJobs:
         self._sleep = sleep
         self._clock = clock
 
-    def submit(self, packed: KubernetesRun) -> str:
-        """Make a run, or find it made; returns its id.
+    @property
+    def template(self) -> Manifest:
+        """What training runs are made from.
 
-        Idempotent: the same run of the same job again makes what is missing of it.
+        Raises:
+            UserError: There is none.
+            Unreachable: The API server does not answer.
+        """
+        return self._run_template("training")
+
+    def submit(self, packed: Packed, options: RunOptions | None = None) -> str:
+        """Make a run, and return its id. One that is under way or done is left as it is.
+
+        A run that had failed goes on from its newest checkpoint. What is missing of a run that an
+        earlier call did not make to the end is made.
 
         Raises:
             UserError: A run of that name is another job's, or does not fit the cluster.
             Unreachable: The API server does not answer.
         """
-        config_map, ray_job, budget = run_manifests(self._run_template("training"), packed)
+        config_map, ray_job, budget = run_manifests(self.template, packed, options)
         made = self._make(ray_job)
         for manifest in (config_map, budget):
             self._make_part(manifest, made)
@@ -135,97 +122,103 @@ class KubernetesJobs:
         found = self._run_template(template)
         if is_exclusive:
             for item in self._client.items("RayJob", f"{ORIGIN_LABEL}={template}"):
-                if not _status_of(item).is_ended:
+                if not _view(item).is_final:
                     return str(item["metadata"]["name"])
         run_id = f"{template[:30]}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
         ray_job = copy_of(found, run_id)
         self._make_part(head_budget(ray_job), self._make(ray_job))
         return run_id
 
-    def list(self) -> list[RunStatus]:
+    def list(self) -> Views:
         """All runs, oldest first."""
-        return [_status_of(item) for item in self._client.items("RayJob", RUN_LABEL)]
+        return [_view(item) for item in self._client.items("RayJob", RUN_LABEL)]
 
-    def status(self, run_id: str) -> RunStatus:
-        """What is known of a run.
+    def status(self, run_id: str) -> RunView:
+        """One run.
 
         Raises:
-            UserError: There is no such run.
+            RunUnknown: There is no such run.
         """
         check_run_id(run_id)
         try:
-            return _status_of(self._client.get("RayJob", run_id))
+            return _view(self._client.get("RayJob", run_id))
         except NotThere:
-            known = [status.run_id for status in self.list()]
-            raise UserError(
-                f"there is no run {run_id} in the namespace {self._client.namespace}. `lockstep "
-                f"jobs list --kubernetes` shows those there are.{did_you_mean(run_id, known)}"
+            known = [view.run_id for view in self.list()]
+            raise RunUnknown(
+                f"no run {run_id!r} in the namespace {self._client.namespace}; `lockstep jobs list` "
+                f"shows all.{did_you_mean(run_id, known)}"
             ) from None
 
     def logs(self, run_id: str, follow: bool = False) -> Iterator[str]:
-        """What the run has printed, line by line; with `follow` until it has ended.
+        """What a run prints, in pieces; with `follow` until its end.
 
         Outlives pods, attempts and outages of the API server of less than ten minutes.
         """
         pod, last = "", ""
         while True:
-            status = self._patiently(lambda: self.status(run_id))
+            view = self._patiently(lambda: self.status(run_id))
             pods = self._patiently(lambda: self._client.items("Pod", f"job-name={run_id}"))
             newest = _readable(pods)
             if newest != pod:
                 pod, last = newest, ""
-            for line in self._lines(pod, last, follow and not status.is_ended):
+            for line in self._lines(pod, last, follow and not view.is_final):
                 last, _, text = line.partition(" ")
-                yield text
-            if not follow or status.is_ended:
+                yield f"{text}\n"
+            if not follow or view.is_final:
                 return
             self._sleep(_POLL_S)
 
-    def follow(self, run_id: str, show: Callable[[str], None]) -> RunStatus:
+    def follow(self, run_id: str, show: Callable[[str], None]) -> RunView:
         """Show what the run prints, and wait for its end.
 
         Raises:
             RunFailed: It failed, or was stopped.
         """
-        for line in self.logs(run_id, follow=True):
-            show(line)
-        status = self._patiently(lambda: self.status(run_id))
-        if status.state != "succeeded":
+        for piece in self.logs(run_id, follow=True):
+            show(piece)
+        view = self._patiently(lambda: self.status(run_id))
+        if view.status != "done":
             raise RunFailed(
-                f"run {run_id} {status.state} after {status.attempts} attempt(s): "
-                f"{status.reason or 'no reason given'}. Submitted again under this id it goes on "
-                "from its newest checkpoint, once it is deleted: lockstep jobs stop."
+                f"run {run_id} {view.status} in attempt {view.attempt}: "
+                f"{view.message or 'no reason given'}. Submitted again under this id it goes on "
+                "from its newest checkpoint."
             )
-        return status
+        return view
 
-    def stop(self, run_id: str) -> None:
-        """End a run: it takes a last checkpoint, and its pods go. The run folder stays.
+    def stop(self, run_id: str) -> RunView:
+        """Ask a run to write a checkpoint and end; its RayJob goes, its run folder stays.
 
         Raises:
-            UserError: There is no such run.
+            RunUnknown: There is no such run.
         """
-        self.status(run_id)
-        self._client.delete("RayJob", run_id)
+        view = self.status(run_id)
+        with contextlib.suppress(NotThere):  # ended by somebody else meanwhile
+            self._client.delete("RayJob", run_id)
+        message = "it takes a last checkpoint; submitting it again resumes it"
+        return view if view.is_final else replace(view, status="stopping", message=message)
 
-    def result(self, run_id: str) -> dict[str, Any]:
-        """The summary that a finished run has printed last.
+    def result(self, run_id: str, output: Path | None = None) -> dict[str, Any]:
+        """A run's summary; with `output` its artifact and records are written there, whole.
 
         Raises:
-            UserError: The run has not succeeded, or what it printed is gone.
+            RunUnknown: There is no such run, or it has no summary yet.
         """
-        status = self.status(run_id)
-        if status.state != "succeeded":
-            raise UserError(
-                f"run {run_id} is {status.state}; a run that succeeded has a result. "
-                f"`lockstep jobs logs {run_id} --kubernetes -f` follows it."
-            )
-        summary = _last_object("\n".join(self.logs(run_id)))
-        if summary is None:
-            raise UserError(
-                f"the log of run {run_id} is gone, or ends without a summary. Read summary.json in "
-                "its run folder on the volume."
-            )
-        return summary
+        view = self.status(run_id)
+        return fetch(self._client, self.template, view.run_id, view.run_folder, output)
+
+    def queue(self) -> Standings:
+        """The queue is Kueue's: who waits, and what it says of it."""
+        waiting = [view for view in self.list() if view.status == "waiting"]
+        return [
+            {
+                "position": number,
+                "run_id": view.run_id,
+                "user": view.user,
+                "priority": 0,
+                "reason": view.message or "waits for Kueue to admit it",
+            }
+            for number, view in enumerate(waiting, 1)
+        ]
 
     def _run_template(self, name: str) -> Manifest:
         if self._template is not None:
@@ -246,11 +239,25 @@ class KubernetesJobs:
             name = ray_job["metadata"]["name"]
             found = self._client.get("RayJob", name)
             if _digest(found) == _digest(ray_job):
-                return found
+                return self._again(ray_job) if _view(found).status == "failed" else found
             raise UserError(
                 f"run {name} is there, and is another job's. Choose another --run-id, or end that "
-                f"run: lockstep jobs stop {name} --kubernetes."
+                f"run: lockstep jobs stop {name}."
             ) from None
+
+    def _again(self, ray_job: Manifest) -> Manifest:
+        """A failed run anew: the object of its last attempts goes first."""
+        name = ray_job["metadata"]["name"]
+        ends_at = self._clock() + _GONE_S
+        with contextlib.suppress(NotThere):
+            self._client.delete("RayJob", name)
+        while True:
+            try:
+                return self._client.create(ray_job)
+            except AlreadyThere:
+                if self._clock() > ends_at:
+                    raise
+                self._sleep(_POLL_S)
 
     def _make_part(self, manifest: Manifest, ray_job: Manifest) -> None:
         """Make an object that goes when the RayJob goes."""
@@ -289,30 +296,39 @@ class KubernetesJobs:
                 self._sleep(_POLL_S)
 
 
-def _status_of(item: Manifest) -> RunStatus:
-    status = item.get("status") or {}
-    deployment = str(status.get("jobDeploymentStatus", ""))
-    state = _STATES.get(deployment, "running")
-    if state == "succeeded" and status.get("jobStatus") == "STOPPED":
-        state = "stopped"
-    labels = item["metadata"].get("labels") or {}
-    if _QUEUE_LABEL in labels and (state == "suspended" or item["spec"].get("suspend")):
-        state = state if state in _ENDED else "queued"
-    groups = item["spec"].get("rayClusterSpec", {}).get("workerGroupSpecs", ())
-    reason = " ".join(filter(None, (status.get("reason"), status.get("message"))))
-    return RunStatus(
-        run_id=item["metadata"]["name"],
-        state=state,
-        reason=" ".join(reason.split()),
-        attempts=int(status.get("failed", 0)) + int(deployment not in ("", "New", "Suspended")),
-        workers=sum(group.get("replicas", 0) for group in groups),
-        submitted_at=str(item["metadata"].get("creationTimestamp", "")),
-        ended_at=str(status.get("endTime", "")),
+def _view(item: Manifest) -> RunView:
+    metadata, status = item["metadata"], item.get("status") or {}
+    annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
+    state = str(status.get("jobDeploymentStatus", ""))
+    shown = _STATUS.get(state, "running")
+    if shown == "done" and status.get("jobStatus") == "STOPPED":
+        shown = "stopped"
+    is_queued = _QUEUE_LABEL in labels
+    if is_queued and shown == "starting" and item["spec"].get("suspend"):
+        shown = "waiting"
+    if metadata.get("deletionTimestamp") and shown not in ("done", "failed", "stopped"):
+        shown = "stopping"
+    message = " ".join(str(status.get(key, "")) for key in ("reason", "message"))
+    return RunView(
+        run_id=metadata["name"],
+        name=annotations.get(JOB_NAME, labels.get(ORIGIN_LABEL, "")),
+        user=annotations.get(USER, ""),
+        status=shown,
+        attempt=int(status.get("failed") or 0) + int(state not in ("", "New", "Suspended")),
+        run_folder=annotations.get(RUN_FOLDER, ""),
+        message=" ".join(message.split()),
+        submitted_at=_seconds(metadata.get("creationTimestamp")),
+        is_queued=is_queued,
     )
 
 
+def _seconds(moment: str | None) -> float:
+    """Unix time of a moment as Kubernetes writes it."""
+    return datetime.fromisoformat(moment).timestamp() if moment else 0.0
+
+
 def _digest(ray_job: Manifest) -> Any:
-    return (ray_job["metadata"].get("annotations") or {}).get(DIGEST_ANNOTATION)
+    return (ray_job["metadata"].get("annotations") or {}).get(DIGEST)
 
 
 def _readable(pods: list[Manifest]) -> str:
@@ -323,18 +339,3 @@ def _readable(pods: list[Manifest]) -> str:
         if (pod.get("status") or {}).get("phase") in ("Running", "Succeeded", "Failed")
     ]
     return names[-1] if names else ""
-
-
-def _last_object(text: str) -> dict[str, Any] | None:
-    """The last JSON object that begins at the start of a line."""
-    decoder = json.JSONDecoder()
-    start = len(text)
-    while (start := text.rfind("{", 0, start)) >= 0:
-        if start and text[start - 1] != "\n":
-            continue
-        try:
-            value, _ = decoder.raw_decode(text, start)
-        except ValueError:
-            continue
-        return value if isinstance(value, dict) else None
-    return None

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -66,6 +66,27 @@ def render(folder: Path) -> list[Manifest]:
         reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given"
         raise UserError(f"{folder} cannot be rendered: {reason}. Correct its kustomization.")
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+
+
+def write(objects: list[Manifest], out: TextIO) -> None:
+    """Objects as YAML documents, texts of many lines as such."""
+    yaml.dump_all(objects, out, Dumper=_Dumper, sort_keys=False, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of many lines as blocks, and no references."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    )
+
+
+_Dumper.add_representer(str, _text)
 
 
 def renderer(environment: Mapping[str, str] | None = None) -> list[str]:

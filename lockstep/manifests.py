@@ -7,27 +7,35 @@ object, and so that a new attempt goes on from the checkpoints of the earlier on
 """
 
 import copy
+import hashlib
 import json
 import re
+import secrets
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
+from cluster.room import Shape
+from cluster.submit import Packed
 from configs.errors import JobError, UserError
-from configs.load import dump_job, job_digest, load_job
+from configs.load import job_digest
 from configs.schema import Job
 from lockstep.kustomize import Manifest
 
 RUN_LABEL = "lockstep/run"
 TEMPLATE_LABEL = "lockstep/template"
 ORIGIN_LABEL = "lockstep/made-from"
-DIGEST_ANNOTATION = "lockstep/job-digest"
+DIGEST = "lockstep/digest"
+JOB_NAME = "lockstep/job"
+RUN_FOLDER = "lockstep/run-folder"
+USER = "lockstep/user"
 
 _JOB_FOLDER = "/etc/lockstep/job"
-_JOB_FILE = "job.yaml"
 _GPU = "nvidia.com/gpu"
 _NAME_CHARACTERS = 47  # KubeRay appends to a RayJob's name what makes its cluster's and services'
+_SLUG_CHARACTERS = _NAME_CHARACTERS - len("-20260101-000000-abcd")
 _CONFIG_MAP_BYTES = 1_000_000  # the API server takes 1 MiB, names and braces included
 _FROM_ANNOTATION = {  # a template with these labels would itself wait in the queue
     "lockstep/queue-name": "kueue.x-k8s.io/queue-name",
@@ -37,32 +45,38 @@ _CHECKPOINTS = "lockstep/checkpoint-uri"
 
 
 @dataclass(frozen=True)
-class KubernetesRun:
-    """A run to be made.
+class RunOptions:
+    """What may be said of a run apart from its job.
 
     Attributes:
-        run_id: Its name, in Kubernetes and as a run folder.
-        job: The job, as on the machine it is submitted from.
-        code: The user's Python files by their path below the job's folder.
-        folder: The job's folder, which relative names of Python files are relative to.
         worker_memory: Memory of each worker, such as 8Gi. None: the template's.
         priority_class: Kueue's priority. None: the template's.
+        user: Who submits it.
+        standbys: Spare hosts, each a pod as a worker's.
     """
 
-    run_id: str
-    job: Job
-    code: Mapping[str, bytes] = field(default_factory=dict)
-    folder: Path = Path(".")
     worker_memory: str | None = None
     priority_class: str | None = None
+    user: str = ""
+    standbys: int = 0
 
 
 def default_run_id(job: Job) -> str:
-    """A name that is the same for the same job: submitting it twice is one run."""
-    slug = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-")
+    """A name that is the same for the same job: made twice, it is one run."""
+    return f"{_slug(job.name)}-{job_digest(job)[:8]}"
+
+
+def new_run_id(job: Job, now_s: float | None = None) -> str:
+    """A name for a new run."""
+    moment = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now_s))
+    return f"{_slug(job.name)}-{moment}-{secrets.token_hex(2)}"
+
+
+def _slug(name: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if not slug[:1].isalpha():
         slug = f"run-{slug}".rstrip("-")
-    return f"{slug[: _NAME_CHARACTERS - 9].rstrip('-')}-{job_digest(job)[:8]}"
+    return slug[:_SLUG_CHARACTERS].rstrip("-")
 
 
 def training_template(objects: list[Manifest], name: str = "training") -> Manifest:
@@ -81,30 +95,68 @@ def training_template(objects: list[Manifest], name: str = "training") -> Manife
     )
 
 
-def run_manifests(template: Manifest, run: KubernetesRun) -> list[Manifest]:
-    """The run's ConfigMap with its job, its RayJob, and the budget that protects its head.
+def checkpoint_overrides(template: Manifest, job: Job) -> list[str]:
+    """Overrides by which a job's checkpoints go where the template wants those of all runs."""
+    place = (template["metadata"].get("annotations") or {}).get(_CHECKPOINTS)
+    return [f"checkpoint.uri={place}"] if place and job.checkpoint.uri is None else []
+
+
+def volume_folder(template: Manifest) -> str:
+    """Where the pods see the volume that they share: what relative paths are relative to.
 
     Raises:
-        UserError: The run's name, its files or its resources do not fit.
-        JobError: The job names files that the cluster cannot see.
+        UserError: They share none.
     """
-    check_run_id(run.run_id)
-    job = job_in_cluster(template, run)
-    files = {_JOB_FILE: dump_job(job).encode(), **run.code}
-    ray_job = copy_of(template, run.run_id)
-    metadata, spec = ray_job["metadata"], ray_job["spec"]
-    metadata["annotations"][DIGEST_ANNOTATION] = job_digest(job)
-    if run.priority_class is not None:
-        _set_priority(metadata, run.priority_class)
-    spec["entrypoint"] = (
-        f"lockstep train {_JOB_FOLDER}/{_JOB_FILE} --address auto --run-id {run.run_id} "
-        "--resume --json"
+    pod = template["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    claims = {
+        volume["name"] for volume in pod.get("volumes", ()) if "persistentVolumeClaim" in volume
+    }
+    for mount in pod["containers"][0].get("volumeMounts", ()):
+        if mount["name"] in claims:
+            return str(mount["mountPath"])
+    raise UserError(
+        "the template of training runs mounts no claim; runs need one that all pods see, for run "
+        "folders and artifacts. Add it to the overlay."
     )
-    _set_workers(spec["rayClusterSpec"], run)
+
+
+def run_manifests(
+    template: Manifest, packed: Packed, options: RunOptions | None = None
+) -> list[Manifest]:
+    """The run's ConfigMap with what was packed, its RayJob, and the budget that keeps its head.
+
+    Raises:
+        UserError: The run's name, its files, its paths or its resources do not fit.
+    """
+    options = options or RunOptions()
+    check_run_id(packed.run_id)
+    _check_paths(packed, volume_folder(template))
+    if packed.secrets:
+        raise UserError(
+            f"received {', '.join(sorted(packed.secrets))} as secrets; on Kubernetes runs have the "
+            "secrets that the template refers to. Put them into the secret lockstep-object-store."
+        )
+    files = {
+        path.relative_to(packed.folder).as_posix(): path.read_bytes()
+        for path in sorted(packed.folder.rglob("*"))
+        if path.is_file()
+    }
+    ray_job = copy_of(template, packed.run_id)
+    metadata, spec = ray_job["metadata"], ray_job["spec"]
+    metadata["annotations"] |= {
+        DIGEST: _digest(files),
+        JOB_NAME: packed.name,
+        RUN_FOLDER: packed.run_folder,
+        USER: options.user,
+    }
+    if options.priority_class is not None:
+        _set_priority(metadata, options.priority_class)
+    spec["entrypoint"] = f"cd {_JOB_FOLDER} && {packed.entrypoint}"
+    _set_workers(spec["rayClusterSpec"], packed.shape, options)
     for pod in _pods(spec["rayClusterSpec"]):
         for volume in pod["spec"].get("volumes", ()):
             if volume["name"] == "job":
-                volume["configMap"] = {"name": run.run_id, "items": _items(files)}
+                volume["configMap"] = {"name": packed.run_id, "items": _items(files)}
     return [_config_map(ray_job, files), ray_job, head_budget(ray_job)]
 
 
@@ -170,48 +222,19 @@ def check_run_id(run_id: str) -> None:
         )
 
 
-def job_in_cluster(template: Manifest, run: KubernetesRun) -> Job:
-    """The job with the user's files named as the pods see them.
-
-    Raises:
-        JobError: It names files that no volume of the template holds.
-    """
-    mounts = _mounts(template)
-    values = run.job.model_dump()
-    wrong = [
-        f"{name}={path}"
-        for name, path in _paths(run.job)
-        if "://" not in path and not any(_is_below(path, mount) for mount in mounts)
+def _check_paths(packed: Packed, folder: str) -> None:
+    named = [
+        (name, path)
+        for name, paths in sorted({**packed.inputs, **packed.outputs}.items())
+        for path in ([paths] if isinstance(paths, str) else paths)
     ]
+    wrong = [f"{name}={path}" for name, path in named if not _is_below(path, folder)]
     if wrong:
         raise JobError(
             f"received {', '.join(wrong)}, which pods do not see; object stores (s3://, gs://, "
-            f"abfs://, hdfs://) and absolute paths below {' or '.join(mounts) or 'a volume'} are "
-            f"allowed. Copy the files there and name them, as in --set {wrong[0].split('=')[0]}=..."
+            f"abfs://, hdfs://) and paths below {folder}, or relative to it, are allowed. Copy the "
+            f"files there and name them, as in --set {wrong[0].partition('=')[0]}=..."
         )
-    if not PurePosixPath(run.job.runs_dir).is_absolute():
-        values["runs_dir"] = f"{mounts[0]}/{run.job.runs_dir}"
-    place = (template["metadata"].get("annotations") or {}).get(_CHECKPOINTS)
-    if place and run.job.checkpoint.uri is None:
-        values["checkpoint"]["uri"] = place
-    for section in ("model", "compile", "train"):
-        values[section] = _with_code_in_pods(values[section], run)
-    return load_job(values)
-
-
-def _paths(job: Job) -> list[tuple[str, str]]:
-    """Dotted field and path of all files that the job names and that travel in no ConfigMap."""
-    found = [("model.file", job.model.file), ("data.ingest_dir", job.data.ingest_dir)]
-    if PurePosixPath(job.runs_dir).is_absolute() or "://" in job.runs_dir:
-        found.append(("runs_dir", job.runs_dir))
-    if job.checkpoint.uri is not None:
-        found.append(("checkpoint.uri", job.checkpoint.uri))
-    for role in ("train", "validation", "test"):
-        paths = getattr(job.data, role)
-        found += [
-            (f"data.{role}", path) for path in ([paths] if isinstance(paths, str) else paths or ())
-        ]
-    return [(name, path) for name, path in found if path is not None]
 
 
 def _is_below(path: str, folder: str) -> bool:
@@ -219,70 +242,24 @@ def _is_below(path: str, folder: str) -> bool:
     return ".." not in normal.parts and normal.is_relative_to(folder)
 
 
-def _mounts(template: Manifest) -> list[str]:
-    """Where the template's claims are mounted in the workers."""
-    pod = template["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
-    claims = {
-        volume["name"] for volume in pod.get("volumes", ()) if "persistentVolumeClaim" in volume
-    }
-    mounts = pod["containers"][0].get("volumeMounts", ())
-    found = [mount["mountPath"] for mount in mounts if mount["name"] in claims]
-    if not found:
-        raise UserError(
-            "the template of training runs mounts no claim; runs need one that all pods see, for "
-            "run folders and artifacts. Add it to the overlay."
-        )
-    return found
-
-
-def _with_code_in_pods(value: Any, run: KubernetesRun) -> Any:
-    """Names of the user's code, 'file.py:name', as the pods see them, wherever they stand."""
-    if isinstance(value, list):
-        return [_with_code_in_pods(element, run) for element in value]
-    if isinstance(value, dict):
-        return {
-            _with_code_in_pods(key, run): _with_code_in_pods(element, run)
-            for key, element in value.items()
-        }
-    place, separator, attribute = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if not place.endswith(".py"):
-        return value
-    inside = _below_folder(place, run.folder)
-    if inside is None or inside not in run.code:
-        raise JobError(
-            f"received {value}, which is not packed; Python files below {run.folder.absolute()}, "
-            "the folder the job is submitted from, are allowed. Move it there."
-        )
-    return f"{_JOB_FOLDER}/{inside}{separator}{attribute}"
-
-
-def _below_folder(place: str, folder: Path) -> str | None:
-    path = folder.absolute() / place
-    try:
-        return path.resolve().relative_to(folder.resolve()).as_posix()
-    except ValueError:
-        return None
-
-
-def _set_workers(cluster: dict[str, Any], run: KubernetesRun) -> None:
+def _set_workers(cluster: dict[str, Any], shape: Shape, options: RunOptions) -> None:
     """As many worker pods as the job has workers and standbys, with what each reserves."""
-    need = run.job.cluster
     group = cluster["workerGroupSpecs"][0]
     for name in ("replicas", "minReplicas", "maxReplicas"):
-        group[name] = need.workers + need.standbys
+        group[name] = shape.workers + options.standbys
+    cpus, gpus = int(shape.worker.cpus), int(shape.worker.gpus)
     resources = group["template"]["spec"]["containers"][0]["resources"]
-    has_gpus = _GPU in resources["limits"]
-    if need.gpus_per_worker and not has_gpus:
+    if gpus and _GPU not in resources["limits"]:
         raise UserError(
-            f"cluster.gpus_per_worker={need.gpus_per_worker}, and the template's workers have no "
-            "GPU. Use an overlay with the component gpu, or set cluster.gpus_per_worker to 0."
+            f"cluster.gpus_per_worker={gpus}, and the template's workers have no GPU. Use an "
+            "overlay with the component gpu, or set cluster.gpus_per_worker to 0."
         )
     for amounts in (resources["requests"], resources["limits"]):
-        amounts["cpu"] = str(need.cpus_per_worker)
-        if run.worker_memory is not None:
-            amounts["memory"] = _checked_memory(run.worker_memory)
-        if need.gpus_per_worker:
-            amounts[_GPU] = str(need.gpus_per_worker)
+        amounts["cpu"] = str(cpus)
+        if options.worker_memory is not None:
+            amounts["memory"] = _checked_memory(options.worker_memory)
+        if gpus:
+            amounts[_GPU] = str(gpus)
         else:
             amounts.pop(_GPU, None)
 
@@ -317,6 +294,11 @@ def _metadata(of_run: Mapping[str, Any], name: str) -> dict[str, Any]:
     part_of = "app.kubernetes.io/part-of"
     metadata["labels"] = {part_of: "lockstep", RUN_LABEL: of_run["name"]}
     return metadata
+
+
+def _digest(files: Mapping[str, bytes]) -> str:
+    hashes = [(path, hashlib.sha256(content).hexdigest()) for path, content in files.items()]
+    return hashlib.sha256(json.dumps(sorted(hashes)).encode()).hexdigest()[:16]
 
 
 def _key(path: str) -> str:

@@ -1,8 +1,9 @@
 """Kubernetes: the manifests of a run, runs made from templates, a node that leaves."""
 
 import sys
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,8 +12,9 @@ from configs.errors import UserError
 from lockstep.commands.options import JobFile, Json, Overrides, print_json
 
 if TYPE_CHECKING:
+    from cluster.submit import Packed, RunView
+    from configs.schema import Job
     from lockstep.kubernetes_jobs import KubernetesJobs
-    from lockstep.manifests import KubernetesRun
 
 Overlay = Annotated[
     str, typer.Option(help="A name below deploy/overlays, or a folder with a kustomization.yaml.")
@@ -42,17 +44,20 @@ def render(
     is_json: Json = False,
 ) -> None:
     """Print the Kubernetes manifests of a run: lockstep render JOB | kubectl apply -f -."""
-    run = kubernetes_run(job, overrides, run_id, worker_memory, priority_class)
+    from configs.load import load_job
+
+    loaded = load_job(job, list(overrides or []))  # a mistake is told before Ray is imported
     from lockstep import kustomize, manifests
 
     template = manifests.training_template(kustomize.render(kustomize.overlay_folder(overlay)))
-    objects = manifests.run_manifests(template, run)
+    options = manifests.RunOptions(worker_memory, priority_class)
+    with _packed(loaded, template, run_id or manifests.default_run_id(loaded)) as (packed, whole):
+        options = replace(options, standbys=whole.cluster.standbys)
+        objects = manifests.run_manifests(template, packed, options)
     if is_json:
         print_json({"apiVersion": "v1", "kind": "List", "items": objects})
-        return
-    import yaml
-
-    yaml.safe_dump_all(objects, sys.stdout, sort_keys=False, width=100)
+    else:
+        kustomize.write(objects, sys.stdout)
 
 
 def launch(
@@ -68,7 +73,7 @@ def launch(
     is_json: Json = False,
 ) -> None:
     """Run a copy of a template on Kubernetes, to its end. Status 3: it failed."""
-    jobs = kubernetes_jobs(namespace, context)
+    jobs = kubernetes_jobs(f"kubernetes://{namespace or ''}", context)
     run_id = jobs.launch(template, is_exclusive=exclusive)
     print(f"run {run_id}", file=sys.stderr)
     follow_run(jobs, run_id, is_json)
@@ -87,34 +92,46 @@ def leave(
     print("handed over" if is_done else "the time is over; what was left goes on from elsewhere")
 
 
-def kubernetes_run(
-    job: Path,
-    overrides: list[str] | None,
-    run_id: str | None,
-    worker_memory: str | None = None,
-    priority_class: str | None = None,
-) -> "KubernetesRun":
-    """What is to run, read from the job's file and the Python files that it needs."""
+def submit_to_kubernetes(
+    job: "Job", address: str, run_id: str | None, user: str, secrets: list[str]
+) -> "tuple[KubernetesJobs, RunView]":
+    """Send a job as a RayJob; returns the namespace's runs, and the run."""
+    from lockstep import manifests
+
+    if secrets:
+        raise UserError(
+            f"--env received {', '.join(secrets)}; on Kubernetes runs have the secrets that the "
+            "template refers to. Put them into the secret lockstep-object-store."
+        )
+    jobs = kubernetes_jobs(address)
+    template = jobs.template
+    with _packed(job, template, run_id or manifests.new_run_id(job)) as (packed, loaded):
+        options = manifests.RunOptions(user=user, standbys=loaded.cluster.standbys)
+        return jobs, jobs.status(jobs.submit(packed, options))
+
+
+@contextmanager
+def _packed(job: "Job", template: dict[str, Any], run_id: str) -> "Iterator[tuple[Packed, Job]]":
+    """A job as it travels, with what the template says of all runs."""
     from configs.load import load_job
-    from lockstep.code_files import code_files
-    from lockstep.manifests import KubernetesRun, default_run_id
+    from lockstep import manifests
+    from lockstep.submit import SubmitOptions, packing
 
-    loaded = load_job(job, list(overrides or []))
-    folder = Path.cwd()
-    return KubernetesRun(
-        run_id or default_run_id(loaded),
-        loaded,
-        code_files(loaded, folder),
-        folder,
-        worker_memory,
-        priority_class,
-    )
+    manifests.check_run_id(run_id)
+    whole = load_job(job, manifests.checkpoint_overrides(template, job))
+    options = SubmitOptions(run_id, cluster_dir=manifests.volume_folder(template))
+    with packing(whole, options) as packed:
+        yield packed, whole
 
 
-def kubernetes_jobs(
-    namespace: str | None, context: str | None, overlay: str | None = None
-) -> "KubernetesJobs":
-    """The runs of a namespace; made from an overlay's template, or from the one in the cluster."""
+def is_kubernetes(address: str | None) -> bool:
+    """Whether an address means Kubernetes: `kubernetes` or `kubernetes://NAMESPACE`."""
+    return address == "kubernetes" or (address or "").startswith("kubernetes://")
+
+
+def kubernetes_jobs(address: str = "kubernetes", context: str | None = None) -> "KubernetesJobs":
+    """The runs of a namespace: the kubeconfig's, or the one that the address names."""
+    namespace = address.removeprefix("kubernetes").removeprefix("://") or None
     try:
         from lockstep.kubernetes_client import KubernetesClient
     except ModuleNotFoundError as error:
@@ -123,25 +140,16 @@ def kubernetes_jobs(
         raise UserError(
             "Kubernetes needs the extra `kubernetes`. Install lockstep[kubernetes]."
         ) from None
-    from lockstep import kustomize, manifests
     from lockstep.kubernetes_jobs import KubernetesJobs
 
-    template = None
-    if overlay is not None:
-        rendered = kustomize.render(kustomize.overlay_folder(overlay))
-        template = manifests.training_template(rendered)
-        namespace = namespace or template["metadata"].get("namespace")
-    return KubernetesJobs(KubernetesClient(namespace, context), template)
+    return KubernetesJobs(KubernetesClient(namespace, context))
 
 
 def follow_run(jobs: "KubernetesJobs", run_id: str, is_json: bool) -> None:
     """Show what a run prints until it ends; its status is the last word."""
-    status = jobs.follow(run_id, lambda line: print(line, file=sys.stderr if is_json else None))
+    out = sys.stderr if is_json else sys.stdout
+    view = jobs.follow(run_id, lambda piece: print(piece, end="", file=out, flush=True))
     if is_json:
-        print_json(_facts(status))
+        print_json(asdict(view))
     else:
-        print(f"run {run_id}: {status.state}")
-
-
-def _facts(status: Any) -> dict[str, Any]:
-    return asdict(status)
+        print(f"run {run_id}: {view.status}")

@@ -38,6 +38,7 @@ MAY_IMPORT = {
 # (file, function): why a failure of any kind is caught there. Each converts or reports it.
 CATCHES_EVERYTHING = {
     ("cluster/coordinator.py", "run"): "the run's main: recorded, then told to the driver",
+    ("cluster/queue_actor.py", "_go_on"): "a thread's main: logged, and the process ends",
     ("cluster/template.py", "_run_entry"): "a training process's main: reported to its host",
     ("lockstep/cli.py", "main"): "the command's main",
     ("trainer/callbacks.py", "_decide"): "the user's callback may raise anything",

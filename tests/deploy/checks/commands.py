@@ -17,10 +17,11 @@ from tests.deploy.checks.objects import Finding, Manifest, Pod, of_kind, pods
 ROOT = Path(__file__).parents[3]
 # Begin of command lines, and modules, that come with other parts of Lockstep: until then they are
 # looked at as far as the program alone.
-PENDING_COMMANDS = ("lockstep retrain", "lockstep serve", "lockstep schedule")
+PENDING_COMMANDS = ("lockstep retrain",)
 PENDING_MODULES = ("serving.deployment",)
 # What containers of other images run.
 OTHER_PROGRAMS = ("bash", "sh", "sleep", "mlflow", "pg_isready", "redis-server", "pg_dump")
+_MODULE_RUN = re.compile(r"cd (?P<folder>\S+) && exec python -P -m (?P<module>[\w.]+)")
 # Rights that a launcher uses, by what it does with them (lockstep/kubernetes_jobs.py).
 LAUNCHER_RIGHTS = {
     ("ray.io", "rayjobs"): {"get", "list", "create"},
@@ -40,8 +41,12 @@ def commands(objects: list[Manifest]) -> Iterator[Finding]:
         if any("launch" in line for line in _lines(pod)):
             yield from (Finding("rights", pod.where, text) for text in _rights(pod, objects))
     for manifest in of_kind(objects, "RayJob"):
-        line = shlex.split(manifest["spec"].get("entrypoint", ""))
+        text = manifest["spec"].get("entrypoint", "")
         where = f"RayJob/{manifest['metadata']['name']} entrypoint"
+        if found := _MODULE_RUN.fullmatch(text):
+            yield from _module_run(found, manifest, where)
+            continue
+        line = shlex.split(text)
         if not line or Path(line[0]).name != "lockstep":
             yield Finding("command", where, "the entrypoint does not run lockstep")
             continue
@@ -53,6 +58,21 @@ def commands(objects: list[Manifest]) -> Iterator[Finding]:
     for manifest in of_kind(objects, "RayService"):
         for text in serve_config(manifest, objects):
             yield Finding("command", f"RayService/{manifest['metadata']['name']}", text)
+
+
+def _module_run(found: re.Match[str], manifest: Manifest, where: str) -> Iterator[Finding]:
+    """`cd FOLDER && exec python -P -m MODULE`: the module is there, the folder is mounted."""
+    folder, module = found["folder"], found["module"]
+    if not (ROOT / f"{module.replace('.', '/')}.py").is_file():
+        yield Finding("command", where, f"there is no module {module}")
+    for pod in pods([manifest]):
+        mounts = [
+            mount["mountPath"]
+            for container in pod.containers
+            for mount in container.get("volumeMounts") or ()
+        ]
+        if pod.node in ("head", "worker") and folder not in mounts:
+            yield Finding("file", pod.where, f"{folder}: nothing is mounted there")
 
 
 def _lines(pod: Pod) -> Iterator[list[str]]:
