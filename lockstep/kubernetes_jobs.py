@@ -145,8 +145,8 @@ class KubernetesJobs:
         except NotThere:
             known = [view.run_id for view in self.list()]
             raise RunUnknown(
-                f"no run {run_id!r} in the namespace {self._client.namespace}; `lockstep jobs list` "
-                f"shows all.{did_you_mean(run_id, known)}"
+                f"no run {run_id!r} in the namespace {self._client.namespace}; `lockstep jobs "
+                f"list` shows all.{did_you_mean(run_id, known)}"
             ) from None
 
     def logs(self, run_id: str, follow: bool = False) -> Iterator[str]:
