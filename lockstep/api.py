@@ -20,6 +20,7 @@ from cluster.coordinator import RunHandle, RunSpec
 from cluster.faults import FaultPlan
 from cluster.gang import GangSpec
 from cluster.runtime import Need, session
+from cluster.secret_keeping import forwarded
 from configs.errors import UserError
 from configs.load import load_job
 from configs.schema import Job
@@ -282,7 +283,7 @@ def _run_spec(plan: RunPlan, chaos: str, tracking: str | None) -> RunSpec:
         tracking_address=tracking,
     )
     spec = _spec(plan.job, gang, "trainer.supervisor:TrainingSupervisor", settings)
-    return replace(spec, chaos=chaos, chaos_seed=plan.job.train.seed)
+    return replace(spec, chaos=chaos, chaos_seed=plan.job.train.seed, environment=forwarded())
 
 
 def with_absolute_paths(job: Job) -> Job:
@@ -324,6 +325,7 @@ def _worker_environment(gpus: int) -> dict[str, str]:
         "TF_GRPC_REUSE_PORT": "1",
         "PYTHONUNBUFFERED": "1",
         IN_PROBE: "1",
+        **forwarded(),
     }
     return environment if gpus else {**environment, "CUDA_VISIBLE_DEVICES": "-1"}
 

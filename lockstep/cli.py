@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from configs.errors import LockstepError, UserError
-from lockstep.commands import models, retraining, serve, users
+from lockstep.commands import jobs, manifests, models, retraining, serve, users
 from lockstep.commands import schedule as schedule_commands
 from lockstep.commands.options import (
     Address,
@@ -42,6 +42,11 @@ app.command()(retraining.retrain)
 app.add_typer(schedule_commands.app, name="schedule")
 app.add_typer(users.app, name="users")
 app.command("serve")(serve.serve)
+app.command()(manifests.render)
+app.command()(manifests.launch)
+app.command()(manifests.leave)
+app.add_typer(jobs.jobs_app, name="jobs")
+app.command()(jobs.submit)
 
 
 @app.command()

