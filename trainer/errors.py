@@ -2,6 +2,7 @@
 
 UserError
 |-- ModelError       a model, loss or metric that does not fit the data or Keras
+|-- ImportRefused    a model file that is damaged, could run code, or has no equal in Keras 3
 `-- RunFolderError   a run folder that cannot be used or gone on from
 EnvironmentFailure
 `-- CheckpointError  no whole checkpoint where one is needed
@@ -15,6 +16,10 @@ from configs.errors import EnvironmentFailure, UserCodeError, UserError
 
 class ModelError(UserError):
     """The model cannot be built, or does not fit the data or the loss."""
+
+
+class ImportRefused(UserError):
+    """A model file that cannot be imported, or may not be."""
 
 
 class RunFolderError(UserError):
