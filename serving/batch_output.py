@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_pipeline import storage
-from data_pipeline.object_stores import failures_of, is_remote, store_of
+from configs.stores import is_remote
+from data_pipeline.object_stores import failures_of, store_of
 from serving.batch_plan import ROW_COLUMN
 from serving.line_rows import CUSTOM_ID
 from serving.openai_lines import answer_line, error_line

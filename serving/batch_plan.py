@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import did_you_mean
-from data_pipeline.object_stores import reason
+from configs.stores import reason
 from data_pipeline.source import describe_field, partitions_of
 from data_pipeline.tables import Wanted
 from serving import shards as cutting

@@ -24,7 +24,7 @@ from data_pipeline import storage
 from data_pipeline.csv_text import MISSING
 from data_pipeline.errors import ReadError
 from data_pipeline.features import null_rows
-from data_pipeline.object_stores import is_remote, reason
+from configs.stores import is_remote, reason
 from data_pipeline.source import Column, DataFile, partitions_of, with_partitions
 from data_pipeline.tables import Wanted
 from serving.errors import BatchError

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data_pipeline.object_stores import is_remote
+from configs.stores import is_remote
 from serving.batch_tables import Job, StoredFile
 from serving.errors import BatchError
 

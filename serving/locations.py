@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline import storage
-from data_pipeline.object_stores import SCHEMES, is_remote
+from configs.stores import SCHEMES, is_remote
 from serving.errors import BatchError, LocationError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")

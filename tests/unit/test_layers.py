@@ -99,8 +99,20 @@ def imports(tree: ast.Module, package: str) -> Iterator[Import]:
             and isinstance(node.value, str)
             and id(node) not in docs
             and MODULE_IN_TEXT.fullmatch(node.value)
+            and _names_a_module(node.value.partition(":")[0])
         ):
             yield Import(node.value.partition(":")[0], line, False)
+
+
+def _names_a_module(text: str) -> bool:
+    """Whether it is `package.module`, or a name in one; `lockstep.run_id` is neither."""
+    parts = text.split(".")
+    lengths = [length for length in (len(parts), len(parts) - 1) if length > 1]
+    return any(
+        ROOT.joinpath(*parts[:length]).with_suffix(".py").is_file()
+        or ROOT.joinpath(*parts[:length], "__init__.py").is_file()
+        for length in lengths
+    )
 
 
 def _run_on_import(statement: ast.AST) -> Iterator[ast.AST]:
