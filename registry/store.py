@@ -202,16 +202,16 @@ class Registry:
         check_alias(alias)
         self.prepare()
         with self._database.writing(COMPONENT.name) as connection:
-            lookup.check_model(connection, name)
             now = aliases.current(connection, name, alias)
+            if number is not None:
+                lookup.check_usable(connection, name, number)
+            elif now is None:
+                lookup.check_model(connection, name)
+                raise lookup.no_alias(connection, name, alias)
             aliases.check_expected(name, alias, now, expected)
             if guard is not None:
                 guard(connection)
-            if number is not None:
-                lookup.check_ready(lookup.find(connection, name, number))
             if number == now:
-                if number is None:
-                    raise lookup.no_alias(connection, name, alias)
                 return aliases.last_move(connection, name, alias)
             wanted = AliasMove(name, alias, now, number, self._clock(), who, why, 0)
             return aliases.move(connection, wanted)
@@ -226,9 +226,9 @@ class Registry:
         """
         self.prepare()
         with self._database.writing(COMPONENT.name) as connection:
-            lookup.check_model(connection, name)
             moves = aliases.history(connection, name, alias)
             if not moves:
+                lookup.check_model(connection, name)
                 raise lookup.no_alias(connection, name, alias)
             now = aliases.current(connection, name, alias)
             for number in aliases.earlier(moves):

@@ -4,6 +4,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from registry.aliases import earlier
 from registry.database import Database
 from registry.store import AliasMove, Registry
@@ -11,12 +13,21 @@ from tests.support.processes import run_at_once
 from tests.support.registry_workers import MODEL, mix
 
 WRITERS = 8
-OPERATIONS = 200
 
 
-def test_eight_writers_lose_nothing(database_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("database_url", "operations"),
+    [
+        ("sqlite", 100),
+        ("postgresql", 50),
+        pytest.param("sqlite", 200, marks=pytest.mark.long),
+        pytest.param("postgresql", 200, marks=pytest.mark.long),
+    ],
+    indirect=["database_url"],
+)
+def test_eight_writers_lose_nothing(database_url: str, operations: int, tmp_path: Path) -> None:
     root = str(tmp_path / "stored")
-    arguments = [(database_url, root, worker, OPERATIONS) for worker in range(WRITERS)]
+    arguments = [(database_url, root, worker, operations) for worker in range(WRITERS)]
     answers = dict(run_at_once(mix, arguments, 250))
     assert all(isinstance(answer, dict) for answer in answers.values()), answers
     database = Database(database_url)
@@ -27,7 +38,7 @@ def test_eight_writers_lose_nothing(database_url: str, tmp_path: Path) -> None:
         _replay(registry, alias)
     database.close()
     assert set().union(*(answer["champions"] for answer in answers.values())) <= {0, 1}
-    assert sum(len(answer["moves"]) for answer in answers.values()) > WRITERS * OPERATIONS / 2
+    assert sum(len(answer["moves"]) for answer in answers.values()) > WRITERS * operations / 2
 
 
 def _check_versions(registry: Registry, answers: dict[int, Any]) -> None:
