@@ -346,13 +346,23 @@ class PipelineSteps:
         files = {"train": list(train), "test": evaluation, "format": "parquet"}
         update: dict[str, Any] = {"data": job.data.model_copy(update=files)}
         if self._pipeline.start_from == "champion" and champion is not None:
-            # A copy, so that a run that goes on finds the very same file.
-            copies = self._folder / "champion"
-            copies.mkdir(exist_ok=True)
-            for name in _MODEL_FILES:
-                shutil.copyfile(self._context.registry.fetch(champion) / name, copies / name)
-            update["model"] = ModelConfig(file=str(copies / "model.keras"))
+            update["model"] = ModelConfig(file=str(self._copy_of(champion)))
         return load_job(job.model_copy(update=update))
+
+    def _copy_of(self, champion: Version) -> Path:
+        """The champion's Keras file in the run's folder: a run that goes on finds the same one."""
+        artifact = self._context.registry.fetch(champion)
+        if not (artifact / _MODEL_FILES[0]).exists():
+            raise RegistryError(
+                f"start_from: champion needs a {_MODEL_FILES[0]}, which {champion} does not have. "
+                "Set start_from: scratch, or promote a version that `lockstep train` made."
+            )
+        copies = self._folder / "champion"
+        copies.mkdir(exist_ok=True)
+        for name in _MODEL_FILES:
+            if (artifact / name).exists():
+                shutil.copyfile(artifact / name, copies / name)
+        return copies / _MODEL_FILES[0]
 
 
 class _Watchful:

@@ -28,6 +28,7 @@ from trainer.page import (
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 440, 120, 425, 10
 _BAR, _GAP = 11, 10  # height of a bar, and space between two values
+_LETTERS = 18  # of a name that have room beside a chart; hovering shows all
 _MAX_VALUES = 40  # of a column; a chart of more is a table
 _CANDIDATE, _CHAMPION = 0, 1  # colours
 _CLASS_OF = {"promoted": "done", "kept": "interrupted"}
@@ -143,7 +144,7 @@ def _intervals(checks: list[Record]) -> Iterator[str]:
         color = 2 if check.get("is_passed") else 6
         title = tag("title", as_text(check.get("reason")))
         parts += [
-            tag("text", label, x=_LEFT - 8, y=middle + 4, class_="end"),
+            tag("text", label[:_LETTERS], x=_LEFT - 8, y=middle + 4, class_="end"),
             tag("line", x1=allowed, y1=y - 3, x2=allowed, y2=y + _BAR + 3, class_="axis"),
             tag(
                 "path",
@@ -195,7 +196,7 @@ def _bars(title: str, pairs: Mapping[str, tuple[float, float]]) -> Markup:
     zero = axis.place(0.0)
     parts, y = [], float(_TOP)
     for value, pair in pairs.items():
-        parts.append(tag("text", value[:18], x=_LEFT - 8, y=y + _BAR + 4, class_="end"))
+        parts.append(tag("text", value[:_LETTERS], x=_LEFT - 8, y=y + _BAR + 4, class_="end"))
         for color, number in zip((_CANDIDATE, _CHAMPION), pair, strict=True):
             if math.isfinite(number):
                 left, right = sorted((zero, axis.place(number)))
