@@ -145,13 +145,13 @@ def _interval_chart(title: str, compared: list[tuple[Record, Record]]) -> Markup
         first, last = axis.place(worse), axis.place(at_most)
         middle = y + _BAR / 2
         color = 2 if check.get("is_passed") else 6
-        title = tag("title", as_text(check.get("reason")))
+        hover = tag("title", as_text(check.get("reason")))
         parts += [
             tag("text", label[:_LETTERS], x=_LEFT - 8, y=middle + 4, class_="end"),
             tag("line", x1=allowed, y1=y - 3, x2=allowed, y2=y + _BAR + 3, class_="axis"),
             tag(
                 "path",
-                title,
+                hover,
                 d=f"M{first:.1f} {middle:.1f}H{last:.1f}",
                 class_=f"curve color{color}",
             ),
