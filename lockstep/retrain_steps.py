@@ -32,6 +32,7 @@ from lockstep import api
 from lockstep.follow import Listener
 from lockstep.hold_trial import evidence_of, hold_trial
 from lockstep.pipeline_rows import files_now, look_for_news, roles_of_files, rules_for_rows
+from lockstep.train_once import train_once
 from lockstep.webhooks import post_webhook
 from registry.errors import AliasConflict, RegistryError
 from registry.leases import Heartbeat
@@ -154,20 +155,14 @@ class PipelineSteps:
     def train(self, done: Done) -> Result:
         """Train, go on with what an earlier process began, or take what it ended."""
         job = load_job(done["prepare"]["job"])
-        folder = Path(job.runs_dir).absolute() / job.name / self._run_id
-        if not _is_trained(folder):
-            options = api.TrainOptions(
-                run_id=self._run_id,
-                is_resume=folder.exists(),
-                address=self._context.address,
-                is_verbose=self._context.is_verbose,
-            )
-            listener = _Watchful(self._context.listener, self._context.heartbeat)
-            api.train(job, options=options, listener=listener)
-        run = api.Run(folder)
+        context = self._context
+        options = api.TrainOptions(
+            run_id=self._run_id, address=context.address, is_verbose=context.is_verbose
+        )
+        run = train_once(job, options, context.listener, context.heartbeat)
         manifest = json.loads((run.artifact / "manifest.json").read_text())
         return {
-            "run_folder": str(folder),
+            "run_folder": str(run.folder),
             "artifact": str(run.artifact),
             "digest": manifest["digest"],
             "metrics": run.metrics,
@@ -346,35 +341,23 @@ class PipelineSteps:
         files = {"train": list(train), "test": evaluation, "format": "parquet"}
         update: dict[str, Any] = {"data": job.data.model_copy(update=files)}
         if self._pipeline.start_from == "champion" and champion is not None:
-            # A copy, so that a run that goes on finds the very same file.
-            copies = self._folder / "champion"
-            copies.mkdir(exist_ok=True)
-            for name in _MODEL_FILES:
-                shutil.copyfile(self._context.registry.fetch(champion) / name, copies / name)
-            update["model"] = ModelConfig(file=str(copies / "model.keras"))
+            update["model"] = ModelConfig(file=str(self._copy_of(champion)))
         return load_job(job.model_copy(update=update))
 
-
-class _Watchful:
-    """A listener that ends a training whose run another process has taken over."""
-
-    def __init__(self, listener: Listener, heartbeat: Heartbeat) -> None:
-        self._listener, self._heartbeat = listener, heartbeat
-
-    def event(self, event: dict[str, Any]) -> None:
-        """Passed on."""
-        self._heartbeat.check()
-        self._listener.event(event)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._listener, name)
-
-
-def _is_trained(folder: Path) -> bool:
-    summary = folder / "summary.json"
-    if not summary.exists() or not (folder / "artifact" / "manifest.json").exists():
-        return False
-    return bool(json.loads(summary.read_text())["status"] == "done")
+    def _copy_of(self, champion: Version) -> Path:
+        """The champion's Keras file in the run's folder: a run that goes on finds the same one."""
+        artifact = self._context.registry.fetch(champion)
+        if not (artifact / _MODEL_FILES[0]).exists():
+            raise RegistryError(
+                f"start_from: champion needs a {_MODEL_FILES[0]}, which {champion} does not have. "
+                "Set start_from: scratch, or promote a version that `lockstep train` made."
+            )
+        copies = self._folder / "champion"
+        copies.mkdir(exist_ok=True)
+        for name in _MODEL_FILES:
+            if (artifact / name).exists():
+                shutil.copyfile(artifact / name, copies / name)
+        return copies / _MODEL_FILES[0]
 
 
 def _columns(artifact: Path) -> list[str]:

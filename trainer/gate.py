@@ -223,6 +223,7 @@ def _no_worse(check: NoWorseConfig, evidence: Evidence, part: _Part, resamples: 
         "at_most": found.at_most,
         "allowed": check.by,
         "confidence": check.confidence,
+        "is_relative": float(check.scale == "relative"),
     }
     reason = (
         f"{name}{part.place} is {found.candidate:.6g}, the champion's {found.champion:.6g}: "

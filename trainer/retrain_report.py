@@ -28,7 +28,9 @@ from trainer.page import (
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 440, 120, 425, 10
 _BAR, _GAP = 11, 10  # height of a bar, and space between two values
+_LETTERS = 18  # of a name that have room beside a chart; hovering shows all
 _MAX_VALUES = 40  # of a column; a chart of more is a table
+_COMPARED = ("worse", "at_most", "allowed")
 _CANDIDATE, _CHAMPION = 0, 1  # colours
 _CLASS_OF = {"promoted": "done", "kept": "interrupted"}
 _RESULT_OF = {True: "passed", False: "failed", None: "not judged"}
@@ -120,18 +122,20 @@ def _checks(checks: list[Record]) -> Markup:
 
 
 def _intervals(checks: list[Record]) -> Iterator[str]:
+    """Comparisons with their doubt, those of one unit in one chart."""
+    charts: dict[str, list[tuple[Record, Record]]] = {}
+    for check in checks:
+        numbers = mapping(check.get("numbers"))
+        if all(math.isfinite(as_number(numbers.get(key))) for key in _COMPARED):
+            unit = "parts of its value" if numbers.get("is_relative") else check.get("metric")
+            charts.setdefault(as_text(unit), []).append((check, numbers))
+    for unit, compared in charts.items():
+        yield _interval_chart(f"Worse than the champion, in {unit}", compared)
+
+
+def _interval_chart(title: str, compared: list[tuple[Record, Record]]) -> Markup:
     """For each comparison: how much worse, up to how much with confidence, and what is allowed."""
-    compared = [
-        (check, numbers)
-        for check in checks
-        if "at_most" in (numbers := mapping(check.get("numbers")))
-        and all(
-            math.isfinite(as_number(numbers.get(key))) for key in ("worse", "at_most", "allowed")
-        )
-    ]
-    if not compared:
-        return
-    values = [as_number(n[key]) for _, n in compared for key in ("worse", "at_most", "allowed")]
+    values = [as_number(n[key]) for _, n in compared for key in _COMPARED]
     axis = _axis([*values, 0.0])
     parts, y = [], float(_TOP)
     for check, numbers in compared:
@@ -141,13 +145,13 @@ def _intervals(checks: list[Record]) -> Iterator[str]:
         first, last = axis.place(worse), axis.place(at_most)
         middle = y + _BAR / 2
         color = 2 if check.get("is_passed") else 6
-        title = tag("title", as_text(check.get("reason")))
+        hover = tag("title", as_text(check.get("reason")))
         parts += [
-            tag("text", label, x=_LEFT - 8, y=middle + 4, class_="end"),
+            tag("text", label[:_LETTERS], x=_LEFT - 8, y=middle + 4, class_="end"),
             tag("line", x1=allowed, y1=y - 3, x2=allowed, y2=y + _BAR + 3, class_="axis"),
             tag(
                 "path",
-                title,
+                hover,
                 d=f"M{first:.1f} {middle:.1f}H{last:.1f}",
                 class_=f"curve color{color}",
             ),
@@ -164,7 +168,7 @@ def _intervals(checks: list[Record]) -> Iterator[str]:
         "How much worse than the champion: the dot is what was measured, the line reaches to what "
         "it is at most with the confidence asked for, the mark is what is allowed."
     )
-    yield _figure("Worse than the champion by", parts, y, axis, note)
+    return _figure(title, parts, y, axis, note)
 
 
 def _slices(candidate: Record, champion: Record) -> Iterator[str]:
@@ -195,7 +199,7 @@ def _bars(title: str, pairs: Mapping[str, tuple[float, float]]) -> Markup:
     zero = axis.place(0.0)
     parts, y = [], float(_TOP)
     for value, pair in pairs.items():
-        parts.append(tag("text", value[:18], x=_LEFT - 8, y=y + _BAR + 4, class_="end"))
+        parts.append(tag("text", value[:_LETTERS], x=_LEFT - 8, y=y + _BAR + 4, class_="end"))
         for color, number in zip((_CANDIDATE, _CHAMPION), pair, strict=True):
             if math.isfinite(number):
                 left, right = sorted((zero, axis.place(number)))

@@ -90,12 +90,14 @@ def test_an_artifact_whose_formats_differ_fails(models: Path, tmp_path: Path) ->
     assert problem.startswith("saved_model predicts ")
 
 
+@pytest.mark.long
 def test_an_artifact_that_is_not_what_was_trained_fails(models: Path) -> None:
     (problem,) = answer_to(request(models, models / "good", trained={"mae": 0.5}))[0]["smoke"]
     assert "mae of the exported artifact is" in problem
     assert "gave 0.5" in problem
 
 
+@pytest.mark.long
 def test_a_loss_is_compared_with_its_penalty_where_there_is_no_metric(models: Path) -> None:
     penalty = 0.01 * (1.0 + 4.0)
     right = request(models, models / "good", trained={"loss": penalty})
@@ -103,6 +105,7 @@ def test_a_loss_is_compared_with_its_penalty_where_there_is_no_metric(models: Pa
     assert len(answer_to({**right, "trained": {"loss": 0.0}})[0]["smoke"]) == 1
 
 
+@pytest.mark.long
 def test_predictions_that_are_not_finite_fail(models: Path, tmp_path: Path) -> None:
     broken = artifact(tmp_path / "broken", (np.nan, 1.0))
     problems = answer_to(request(models, broken))[0]["smoke"]

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.test_report import Page
 from trainer.retrain_report import write_retrain_report
 
-CHECK = {
+CHECK: dict[str, Any] = {
     "kind": "no_worse",
     "metric": "mae",
     "where": "origin=JFK",
@@ -77,6 +77,20 @@ def test_a_comparison_is_drawn_with_its_doubt(tmp_path: Path) -> None:
     assert last > first
     assert len(found.all("circle", "color6")) == 1
     assert "not judged" in found.inside("td")
+
+
+def test_comparisons_of_one_unit_share_a_chart(tmp_path: Path) -> None:
+    def check(metric: str, is_relative: float) -> dict[str, Any]:
+        numbers = {**CHECK["numbers"], "is_relative": is_relative}
+        return {**CHECK, "metric": metric, "numbers": numbers}
+
+    checks = [check("mae", 1.0), check("mse", 1.0), check("mae", 0.0), check("mse", 0.0)]
+    titles = page(tmp_path, {**RECORD, "checks": checks}).inside("h3")
+    assert [title for title in titles if title.startswith("Worse")] == [
+        "Worse than the champion, in parts of its value",
+        "Worse than the champion, in mae",
+        "Worse than the champion, in mse",
+    ]
 
 
 def test_the_first_model_and_many_values_are_shown(tmp_path: Path) -> None:
