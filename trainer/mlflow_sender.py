@@ -188,13 +188,14 @@ def _explain(error: Exception, uri: str) -> str:
 
 
 def _tell(answer: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+    """One line, at the real standard output: MLflow prints to whatever is `sys.stdout`."""
+    print(json.dumps(answer), file=sys.__stdout__, flush=True)
 
 
 def main() -> None:
     """Send what comes in until the input ends and all of it is sent, or for `leave_s` longer."""
     os.nice(10)  # training goes first
+    sys.stdout = sys.stderr  # what MLflow prints is no answer
     opening = json.loads(sys.stdin.readline())
     sender = Sender(opening)
     items: queue.Queue[Item | None] = queue.Queue()

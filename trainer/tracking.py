@@ -34,7 +34,7 @@ _LEAVE_S = 0.5
 _STATUS = {"done": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 _DESCRIPTIONS = ("report.html", "job.yaml", "summary.json")
 _OF_ARTIFACT = ("signature.json", "manifest.json")
-_BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """MLflow's own patience is minutes; the sender tries again itself, and later."""
 
 
@@ -101,7 +101,7 @@ class Tracker:
 
     def begin(self, earlier: Iterable[Mapping[str, Any]] = ()) -> None:
         """Start the sender; `earlier` are the records of the epochs before a resumption."""
-        environment = {**_BOUNDS, "MLFLOW_ALLOW_FILE_STORE": "true", **os.environ}
+        environment = {**BOUNDS, "MLFLOW_ALLOW_FILE_STORE": "true", **os.environ}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "trainer.mlflow_sender"],
@@ -216,6 +216,8 @@ class Tracker:
         if process is None or process.stdout is None:
             return
         for line in process.stdout:
+            if not line.startswith("{"):  # printed while MLflow was imported
+                continue
             answer = json.loads(line)
             self._mlflow_run = answer.get("run", self._mlflow_run)
             self._sent += answer.get("sent", 0)

@@ -146,7 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         server.authorizations.append(self.headers.get("Authorization", ""))
         time.sleep(server.delay_s)
         if server.status != 200:
-            self._send(server.status, {"error_code": "INTERNAL_ERROR", "message": "as told"})
+            code = "INVALID_PARAMETER_VALUE" if server.status == 400 else "INTERNAL_ERROR"
+            self._send(server.status, {"error_code": code, "message": "as told"})
             return
         answer = server.answer(urlsplit(self.path).path.removeprefix(API), told)
         missing = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "there is none"}

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 from mlflow.exceptions import MlflowException
 
+print("View the run at ...")  # as MLflow does
 _mode = os.environ.get("STUB_MLFLOW_MODE", "ok")
 _calls = 0
 
@@ -63,4 +64,5 @@ class MlflowClient:
         _call("log_artifact", path=path, folder=folder)
 
     def set_terminated(self, run_id, status):
+        print("View the run at ...")
         _call("set_terminated", status=status)
