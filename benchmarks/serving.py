@@ -235,7 +235,7 @@ class Trials:
         while time.monotonic() < deadline and server.poll() is None:
             log.seek(0)
             said = log.read()
-            if "ready" in said or "a key: " in said:
+            if "\nready\n" in f"\n{said}" or "a key: " in said:
                 time.sleep(2)  # until the front knows its replica
                 return
             time.sleep(0.2)
