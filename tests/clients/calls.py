@@ -69,7 +69,7 @@ def tritons(url: str) -> None:
                     model_version="1",
                     outputs=outputs,
                     request_id="7",
-                    headers=HEADERS,
+                    headers={**HEADERS},  # the client writes into it
                     request_compression_algorithm=compression,
                     response_compression_algorithm=compression,
                 )

@@ -148,7 +148,7 @@ def test_a_killed_replica_is_replaced(service: Served) -> None:
     replicas = [
         child
         for child in psutil.Process(service.process.pid).children(recursive=True)
-        if "ServeReplica" in " ".join(child.cmdline())
+        if "lockstep:online" in " ".join(child.cmdline())
     ]
     assert len(replicas) == 1
     replicas[0].kill()

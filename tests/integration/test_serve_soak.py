@@ -40,7 +40,7 @@ def memory_bytes(service: Served) -> int:
     return sum(
         process.memory_full_info().uss
         for process in family
-        if "ServeReplica" in " ".join(process.cmdline())
+        if "lockstep:online" in " ".join(process.cmdline())
     )
 
 

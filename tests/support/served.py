@@ -46,7 +46,7 @@ class Served:
 
 def database_url(folder: Path) -> str:
     """Of a service in a folder."""
-    return f"sqlite:///{folder / 'home' / 'lockstep.db'}"
+    return f"sqlite:///{folder / 'home' / 'service.db'}"
 
 
 def divided(folder: Path, divisor: float = 2.0, name: str = "artifact") -> Path:
@@ -94,7 +94,8 @@ def served(folder: Path, key: str, *options: str) -> Iterator[Served]:
     (port,) = free_ports(1)
     home = str(folder / "home")
     environment = {**os.environ, "LOCKSTEP_HOME": home, "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, "-m", "lockstep.cli", "serve", "--port", str(port), *options]
+    command = [sys.executable, "-m", "lockstep.cli", "serve", "--port", str(port)]
+    command += ["--database", database_url(folder), *options]
     log = folder / "serve.log"
     with log.open("w") as out:
         process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,17 @@ def test_the_front_listens_where_it_should_and_nowhere_else(
     cert.write_text("CERT\n")
     key.write_text("KEY\n")
     front = FrontProxy(host, port, *((str(cert), str(key)) if has_tls else ()))
-    folder = tmp_path / "proxy"
-    environment = proxy_environment(front, folder)
+    with proxy_environment(front) as environment:
+        check_front(front, environment, tmp_path, bound)
+    assert not Path(environment["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent.exists()
+
+
+def check_front(
+    front: FrontProxy, environment: Mapping[str, str], tmp_path: Path, bound: str
+) -> None:
+    port = front.port
+    folder = Path(environment["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent
+    assert len(str(folder)) < 30  # sockets of HAProxy lie in a folder of it with a long name
     program = Path(environment["RAY_SERVE_HAPROXY_BINARY_PATH"])
     fake = tmp_path / "haproxy"
     fake.write_text('#!/bin/sh\necho "$@"\n')
@@ -104,10 +114,10 @@ def test_the_front_listens_where_it_should_and_nowhere_else(
     ]
     assert f"server replica 127.0.0.1:{port}1 check" in config.read_text()
     assert folder.stat().st_mode & 0o077 == 0
-    if has_tls:
+    if front.tls_cert:
         assert (folder / "tls.pem").read_text() == "CERT\n\nKEY\n"
         assert (folder / "tls.pem").stat().st_mode & 0o077 == 0
-        assert front.url == f"https://{host}:{port}"
+        assert front.url == f"https://{front.host}:{port}"
 
 
 def lockstep(folder: Path, *arguments: str) -> tuple[int, str]:
