@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cluster.errors import RunUnknown
 from cluster.room import Shape, Worker
@@ -15,6 +16,8 @@ from lockstep.kubernetes_client import KubernetesClient, KubernetesError, Unreac
 from lockstep.kubernetes_jobs import KubernetesJobs, RunFailed
 from lockstep.manifests import RUN_LABEL, RunOptions
 from tests.deploy.checks.objects import of_kind
+from tests.deploy.checks.references import DEPLOY
+from tests.support.jobs import make_job
 from tests.support.kube_api import FakeApi
 
 RUN = "flights-1"
@@ -299,3 +302,82 @@ def test_the_readers_program_says_what_is_understood(tmp_path, monkeypatch, clus
     got = {path.name: path.read_bytes() for path in (tmp_path / "got").rglob("*") if path.is_file()}
     assert set(got) == {"summary.json", "model.bin", "empty"}
     assert got["model.bin"] == bytes(range(256)) * 1000
+
+
+def command(*words: str) -> Any:
+    from typer.testing import CliRunner
+
+    from lockstep.cli import app
+
+    return CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture
+def job_file(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(make_job(Path("data"), Path("runs"))))
+    return path
+
+
+def test_the_command_submits_follows_and_ends_as_the_run_does(api, job_file, monkeypatch):
+    add = api.add
+
+    def run(manifest: dict[str, Any]) -> dict[str, Any]:
+        if manifest["kind"] == "RayJob":
+            manifest["status"] = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+            labels = {"job-name": manifest["metadata"]["name"]}
+            pod = {"name": "submitter", "labels": labels}
+            add({"kind": "Pod", "metadata": pod, "status": {"phase": "Succeeded"}})
+            api.logs["submitter"] = [stamped(1, "epoch 1/2"), None]
+        return add(manifest)
+
+    monkeypatch.setattr(api, "add", run)
+    done = command("submit", str(job_file), "--kubernetes", "--run-id", "my-run", "--user", "ann")
+    assert done.exit_code == 0, done.output
+    assert "epoch 1/2\nrun my-run: done" in done.output
+    listed = command("jobs", "list", "--address", "kubernetes://lockstep", "--json")
+    assert json.loads(listed.output)["runs"][0]["user"] == "ann"
+    logs = command("jobs", "logs", "my-run", "--address", "kubernetes")
+    assert logs.output == "epoch 1/2\n"
+    stopped = command("jobs", "stop", "my-run", "--address", "kubernetes", "--json")
+    assert json.loads(stopped.output)["status"] == "done"
+    assert ("RayJob", "my-run") not in api.objects
+
+
+def test_what_has_no_meaning_on_kubernetes_is_refused(api, job_file, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sesame")
+    for words, text in [
+        (["--queue"], "Kueue decides"),
+        (["--env", "MY_KEY"], "secrets that the template refers to"),
+        (["--run-id", "No_Good"], "--run-id received"),
+    ]:
+        done = command("submit", str(job_file), "--kubernetes", *words)
+        assert isinstance(done.exception, UserError)
+        assert text in str(done.exception)
+
+
+def test_render_prints_what_kubectl_applies(renders, job_file):
+    done = command("render", str(job_file), "--overlay", str(DEPLOY / "overlays/prod"))
+    assert done.exit_code == 0, done.exception
+    kinds = [each["kind"] for each in yaml.safe_load_all(done.output)]
+    assert kinds == ["ConfigMap", "RayJob", "PodDisruptionBudget"]
+    options = ["--worker-memory", "9Gi", "--priority-class", "lockstep-urgent", "--json"]
+    done = command("render", str(job_file), "--overlay", str(DEPLOY / "overlays/prod"), *options)
+    ray_job = json.loads(done.output)["items"][1]
+    assert ray_job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "lockstep-urgent"
+    assert "9Gi" in str(ray_job)
+
+
+def test_launch_ends_as_its_run_does(api, monkeypatch):
+    add = api.add
+
+    def failed(manifest: dict[str, Any]) -> dict[str, Any]:
+        if manifest["kind"] == "RayJob":
+            manifest["status"] = {"jobDeploymentStatus": "Failed", "reason": "AppFailed"}
+        return add(manifest)
+
+    monkeypatch.setattr(api, "add", failed)
+    done = command("launch", "retraining", "--exclusive")
+    assert isinstance(done.exception, RunFailed)
+    assert done.exception.exit_status == 3

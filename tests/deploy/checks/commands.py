@@ -17,7 +17,7 @@ from tests.deploy.checks.objects import Finding, Manifest, Pod, of_kind, pods
 ROOT = Path(__file__).parents[3]
 # Begin of command lines, and modules, that come with other parts of Lockstep: until then they are
 # looked at as far as the program alone.
-PENDING_COMMANDS = ("lockstep retrain",)
+PENDING_COMMANDS = ("lockstep retrain", "lockstep serve")
 PENDING_MODULES = ("serving.deployment",)
 # What containers of other images run.
 OTHER_PROGRAMS = ("bash", "sh", "sleep", "mlflow", "pg_isready", "redis-server", "pg_dump")
