@@ -9,10 +9,10 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -22,7 +22,7 @@ from tests.deploy.checks.start_lines import start_line, start_parameters
 from tests.support.ray_cluster import BIN, ROOT, RayNode, free_ports
 
 _STORE_BYTES = 100_000_000
-_TOKEN = "0123456789abcdef" * 4
+TOKEN = "0123456789abcdef" * 4
 HOME = "/var/lib/lockstep"
 
 
@@ -173,17 +173,14 @@ class Replay:
                 found[variable["name"]] = self.here(variable["value"])
         return found | {
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": _TOKEN,
+            "RAY_AUTH_TOKEN": TOKEN,
             "HOME": str(self.folder),
         }
 
 
-PYTHON = sys.executable
-
-
-def until(is_so: object, timeout_s: float) -> None:
+def until(is_so: Callable[[], bool], timeout_s: float) -> None:
     """Look until something is so."""
     ends_at = time.monotonic() + timeout_s
-    while not is_so():  # type: ignore[operator]
+    while not is_so():
         assert time.monotonic() < ends_at
         time.sleep(0.2)
