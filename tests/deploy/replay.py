@@ -62,6 +62,8 @@ class Replay:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
         psutil.wait_procs(left, timeout=20)
+        for node in self.nodes:
+            node.process.wait(20)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def is_ours(self, process: psutil.Process) -> bool:
