@@ -7,6 +7,7 @@ wording of what the API server refuses. Objects are plain mappings, as in manife
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -240,8 +241,11 @@ def _load(configuration: Any, context: str | None) -> str:
         if context is None and _IN_POD.exists():
             _load_config.load_incluster_config(client_configuration=configuration)
             return _IN_POD.read_text().strip()
-        _load_config.load_kube_config(context=context, client_configuration=configuration)
-        contexts, current = _load_config.list_kube_config_contexts()
+        file = os.environ.get("KUBECONFIG")  # the package reads it once, when it is imported
+        _load_config.load_kube_config(
+            config_file=file, context=context, client_configuration=configuration
+        )
+        contexts, current = _load_config.list_kube_config_contexts(config_file=file)
     except ConfigException as error:
         raise KubernetesError(
             f"there are no usable credentials of a cluster: {error}. Set KUBECONFIG, or --context "

@@ -151,7 +151,9 @@ def run_manifests(
     }
     if options.priority_class is not None:
         _set_priority(metadata, options.priority_class)
-    spec["entrypoint"] = f"cd {_JOB_FOLDER} && {packed.entrypoint}"
+    # Plain words: the operator's submitter puts them into a script of its own, unquoted.
+    command = packed.entrypoint.removeprefix("exec ")
+    spec["entrypoint"] = f"exec env -C {_JOB_FOLDER} {command}"
     _set_workers(spec["rayClusterSpec"], packed.shape, options)
     for pod in _pods(spec["rayClusterSpec"]):
         for volume in pod["spec"].get("volumes", ()):

@@ -138,6 +138,10 @@ FAULTS: dict[str, tuple[str, str, str, Callable[[Objects], Any]]] = {
         *("prod", "operator", "pip"),
         lambda o: put(one(o, "RayJob")["spec"], runtimeEnvYAML="pip: [numpy]"),
     ),
+    "an entrypoint that the submitter would take apart": (
+        *("prod", "operator", "plain words"),
+        lambda o: put(one(o, "RayJob")["spec"], entrypoint="cd /etc && lockstep train job.yaml"),
+    ),
     "a template that would run": (
         *("prod", "operator", "not suspended"),
         lambda o: put(one(o, "RayJob")["spec"], suspend=False),

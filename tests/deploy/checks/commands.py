@@ -17,11 +17,11 @@ from tests.deploy.checks.objects import Finding, Manifest, Pod, of_kind, pods
 ROOT = Path(__file__).parents[3]
 # Begin of command lines, and modules, that come with other parts of Lockstep: until then they are
 # looked at as far as the program alone.
-PENDING_COMMANDS = ("lockstep retrain",)
+PENDING_COMMANDS = ("lockstep retrain", "lockstep serve")
 PENDING_MODULES = ("serving.deployment",)
 # What containers of other images run.
 OTHER_PROGRAMS = ("bash", "sh", "sleep", "mlflow", "pg_isready", "redis-server", "pg_dump")
-_MODULE_RUN = re.compile(r"cd (?P<folder>\S+) && exec python -P -m (?P<module>[\w.]+)")
+_MODULE_RUN = re.compile(r"exec env -C (?P<folder>\S+) python -P -m (?P<module>[\w.]+)")
 # Rights that a launcher uses, by what it does with them (lockstep/kubernetes_jobs.py).
 LAUNCHER_RIGHTS = {
     ("ray.io", "rayjobs"): {"get", "list", "create"},
@@ -61,7 +61,7 @@ def commands(objects: list[Manifest]) -> Iterator[Finding]:
 
 
 def _module_run(found: re.Match[str], manifest: Manifest, where: str) -> Iterator[Finding]:
-    """`cd FOLDER && exec python -P -m MODULE`: the module is there, the folder is mounted."""
+    """`exec env -C FOLDER python -P -m MODULE`: the module is there, the folder is mounted."""
     folder, module = found["folder"], found["module"]
     if not (ROOT / f"{module.replace('.', '/')}.py").is_file():
         yield Finding("command", where, f"there is no module {module}")

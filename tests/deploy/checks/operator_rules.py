@@ -180,6 +180,8 @@ def _job(manifest: Manifest) -> Iterator[str]:
             yield f"{name} is missing: a run that hangs would hold its pods for ever"
     if len(spec.get("rayClusterSpec", {}).get("workerGroupSpecs", ())) > 17 and is_queued:
         yield "Kueue takes at most 17 groups of workers"
+    if re.search(r"[;&|<>$`\"'\\\n]", spec.get("entrypoint", "").strip()):
+        yield "the entrypoint is put unquoted into the submitter's script: plain words only"
     yield from _runtime_environment(spec.get("runtimeEnvYAML"))
     if "lockstep/template" in labels and not spec.get("suspend"):
         yield "a template that is not suspended would run"
