@@ -1,6 +1,7 @@
 """The house rules that can be read off the syntax tree: who imports whom, and what nobody does."""
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ def product_files() -> list[Path]:
     return sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
 
 
+@functools.cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
