@@ -217,7 +217,13 @@ class _Hashed:
         self.size_bytes = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        with open(self._path, "rb") as stream:
+        try:
+            stream = open(self._path, "rb")  # noqa: SIM115: closed below; only opening is explained
+        except PermissionError as error:
+            raise RegistryError(
+                f"{self._path} cannot be read: {error.strerror}. Give this user the right to."
+            ) from None
+        with stream:
             for chunk in _chunks(stream):
                 self._beat()
                 self._hash.update(chunk)
