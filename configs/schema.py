@@ -5,6 +5,7 @@ names of layers, losses and the like are checked against the catalogue (`configs
 data holds is checked by the packages that read it. `configs.load` turns YAML into a `Job`.
 """
 
+import warnings
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -22,6 +23,8 @@ from configs.section import (
     PositiveInt,
     Section,
 )
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 class ModelConfig(Section):
@@ -42,7 +45,9 @@ class ModelConfig(Section):
         default_factory=dict, description="Keyword arguments for the builder."
     )
     file: str | None = Field(
-        None, description="A .keras or .h5 model to go on from, weights included."
+        None,
+        description="A model to go on from, weights included: a .keras or .h5 file, or a "
+        "registered version as NAME/NUMBER, NAME@ALIAS or NAME (its champion).",
     )
 
     @model_validator(mode="after")
@@ -216,13 +221,23 @@ class CheckpointConfig(Section):
     )
 
 
-class ExportConfig(Section):
-    """What the artifact holds."""
+with warnings.catch_warnings():
+    # pydantic warns of `register` as if instances had that method; only their metaclass has it
+    warnings.filterwarnings("ignore", 'Field name "register"', UserWarning)
 
-    h5: bool = Field(True, description="Write trained_model.h5 beside model.keras.")
-    saved_model: bool = Field(
-        True, description="Write saved_model/, which takes raw columns by name."
-    )
+    class ExportConfig(Section):
+        """What the artifact holds."""
+
+        h5: bool = Field(True, description="Write trained_model.h5 beside model.keras.")
+        saved_model: bool = Field(
+            True, description="Write saved_model/, which takes raw columns by name."
+        )
+        register: str | None = Field(
+            None,
+            description="The model whose next version the finished artifact becomes. null: the "
+            "artifact stays in the run folder only.",
+            pattern=NAME_PATTERN,
+        )
 
 
 class Job(Section):
@@ -230,7 +245,7 @@ class Job(Section):
 
     name: str = Field(
         description="Names the run folder and the model: letters, digits, '_', '-' and '.'.",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        pattern=NAME_PATTERN,
     )
     model: ModelConfig
     compile: CompileConfig | None = Field(

@@ -24,7 +24,9 @@ from configs.errors import UserError
 from configs.load import load_job
 from configs.schema import Job
 from lockstep.follow import Interrupted, Listener, RunPlan, SilentListener, drain, follow
+from lockstep.registration import Registration, origin_of
 from trainer.certificate import VerifySettings
+from trainer.files import write_json
 from trainer.payloads import PlannedData, TrainingSettings
 from trainer.preflight import open_sources, plan_data
 from trainer.probe import IN_PROBE, start_probe
@@ -64,6 +66,17 @@ class Run:
         """summary.json."""
         summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
         return summary
+
+    @property
+    def version(self) -> str | None:
+        """What the artifact was registered as, such as `flights/3`; None without."""
+        version: str | None = self.summary.get("version")
+        return version
+
+    def record(self, facts: Mapping[str, Any]) -> None:
+        """Add to summary.json what came after the run."""
+        self.summary.update(facts)
+        write_json(self.folder / "summary.json", self.summary)
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -130,7 +143,8 @@ def train(
         job = _job_from_function(job, sections)
     elif sections:
         raise UserError(f"{sorted(sections)} have no effect without a model function.")
-    loaded = load_job(job, overrides)
+    origin = origin_of(load_job(job, overrides))
+    loaded = origin.job
     if options.chaos:
         FaultPlan.parse(options.chaos).check(loaded.cluster.workers)
     sources, layout = open_sources(loaded, listener.converting, listener.warned)
@@ -139,6 +153,7 @@ def train(
     need = Need(cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.standbys)
     try:
         data = plan_data(loaded, sources, layout)
+        registration = Registration(origin, data) if loaded.export.register else None
         # Ray comes up while the probe builds the model; no worker starts before both are done.
         with session(need, options.address, options.is_verbose) as warnings:
             facts = probe.facts(loaded.cluster.start_timeout_s)
@@ -150,7 +165,10 @@ def train(
             follow(_run_spec(plan, options.chaos), listener)
     finally:
         probe.kill()
-    return Run(folder.path)
+    run = Run(folder.path)
+    if registration is not None:
+        run.record({"version": str(registration.register(run.summary))})
+    return run
 
 
 def verify(
@@ -184,7 +202,7 @@ def verify(
         )
     if steps < 1:
         raise UserError(f"--steps received {steps}; 1 or more is allowed.")
-    loaded = load_job(job, [*overrides, f"cluster.workers={max(workers)}"])
+    loaded = origin_of(load_job(job, [*overrides, f"cluster.workers={max(workers)}"])).job
     sources, layout = open_sources(loaded, listener.converting, listener.warned)
     probe = start_probe(loaded, layout)
     cluster = loaded.cluster

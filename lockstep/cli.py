@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from configs.errors import LockstepError, UserError
-from lockstep.commands import retraining
+from lockstep.commands import models, retraining
 from lockstep.commands.options import (
     Address,
     JobFile,
@@ -36,6 +36,7 @@ app = typer.Typer(
 
 data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(models.app, name="models")
 app.command()(retraining.retrain)
 
 
@@ -169,8 +170,12 @@ def show(
         show_data(console(is_stderr=False), facts)
 
 
-ModelPath = Annotated[
-    Path, typer.Argument(help="An artifact folder, .keras, .h5 or SavedModel folder.")
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="NAME/NUMBER, NAME@ALIAS or NAME of a registered model; or the path of an artifact "
+        "folder, .keras, .h5 or SavedModel folder."
+    ),
 ]
 Data = Annotated[list[str], typer.Argument(help="Parquet or CSV: files, folders or globs.")]
 Features = Annotated[
@@ -180,7 +185,7 @@ Features = Annotated[
 
 @app.command()
 def evaluate(
-    model: ModelPath,
+    model: Model,
     data: Data,
     features: Features = "",
     label: Annotated[str | None, typer.Option(help="Label column, if not the signature's.")] = None,
@@ -190,11 +195,14 @@ def evaluate(
     is_json: Json = False,
 ) -> None:
     """Loss and metrics of a saved model on rows it may never have seen."""
+    from lockstep.models import find_model
+
+    path = find_model(model)  # a mistake is told before TensorFlow is imported
     be_quiet()
     from serving.evaluation import evaluate_files
     from serving.predictor import load_predictor
 
-    predictor = load_predictor(model, names(features))
+    predictor = load_predictor(path, names(features))
     results = evaluate_files(predictor, data, label=label, on_null=on_null)
     if is_json:
         print_json(results)
@@ -205,7 +213,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: ModelPath,
+    model: Model,
     inputs: Data,
     output: Annotated[Path, typer.Option(help="Folder that receives Parquet parts.")],
     features: Features = "",
@@ -217,11 +225,14 @@ def predict(
     is_json: Json = False,
 ) -> None:
     """Predict each row of Parquet or CSV files with a saved model."""
+    from lockstep.models import find_model
+
+    path = find_model(model)
     be_quiet()
     from serving.files import predict_files
     from serving.predictor import load_predictor
 
-    predictor = load_predictor(model, names(features))
+    predictor = load_predictor(path, names(features))
     summary = predict_files(predictor, inputs, output, on_null=on_null, column=column)
     if is_json:
         print_json({**vars(summary), "output": str(summary.output)})

@@ -32,6 +32,7 @@ from lockstep import api
 from lockstep.follow import Listener
 from lockstep.hold_trial import evidence_of, hold_trial
 from lockstep.pipeline_rows import files_now, look_for_news, roles_of_files, rules_for_rows
+from lockstep.registration import code_state
 from lockstep.train_once import train_once
 from lockstep.webhooks import post_webhook
 from registry.errors import AliasConflict, RegistryError
@@ -40,11 +41,12 @@ from registry.pipelines import PipelineStore, Result
 from registry.references import CHAMPION
 from registry.store import Registry, Version
 from trainer.files import write_json, write_text
-from trainer.gate import Check, judge
+from trainer.gate import judge
 from trainer.retrain import Commit, Done
 from trainer.retrain_report import write_retrain_report
 
 CANDIDATE = "candidate"
+_FILES_LISTED = 1000
 _MODEL_FILES = ("model.keras", "signature.json")
 
 
@@ -110,7 +112,7 @@ class PipelineSteps:
     def discover(self, done: Done) -> Result:
         """Files now, against those that the champion's run saw."""
         champion = self._champion()
-        found = look_for_news(self._pipeline, champion)
+        found = look_for_news(self._pipeline, champion, self._seen_by(champion))
         number = None if champion is None else champion.number
         inputs = _digest([self._context.digest, number, found["files"]])
         if found["is_new"] and (earlier := self._same_inputs(inputs)):
@@ -196,7 +198,7 @@ class PipelineSteps:
         name = f"{self._pipeline.model_name}/{found}"
         evidence = evidence_of(self._folder / "trial", done["evaluate"], name)
         verdict = judge(self._pipeline.gate, evidence)
-        checks = [_check_record(check) for check in verdict.checks]
+        checks = [{**vars(check), "numbers": dict(check.numbers)} for check in verdict.checks]
         is_passed = verdict.is_passed
         return {"is_passed": is_passed, "reasons": list(verdict.reasons), "checks": checks}
 
@@ -212,10 +214,11 @@ class PipelineSteps:
             artifact,
             lineage={
                 **lineage,
+                "code": code_state(Path.cwd()),
                 "pipeline": {
                     "name": self._pipeline.name,
                     "run_id": self._run_id,
-                    "files": found["files"],
+                    "files": _listed(found["files"]),
                     "newest_us": found["newest_us"],
                 },
                 "evaluation": done["prepare"]["rows"]["evaluation_sha256"],
@@ -319,6 +322,13 @@ class PipelineSteps:
             return None
         return self._context.registry.version(self._pipeline.model_name, number)
 
+    def _seen_by(self, champion: Version | None) -> Result | None:
+        """What the champion's run found, if it was one of this pipeline."""
+        origin = {} if champion is None else champion.lineage.get("pipeline") or {}
+        if origin.get("name") != self._pipeline.name:
+            return None
+        return self._context.store.result(origin["run_id"], "discover")
+
     def _same_inputs(self, inputs: str) -> str:
         """What the last decision on the very same files and champion was, or nothing."""
         for run in self._context.store.runs(self._pipeline.name, "done"):
@@ -339,7 +349,10 @@ class PipelineSteps:
     ) -> Job:
         """The job with its files, and with the champion's weights where they are asked for."""
         files = {"train": list(train), "test": evaluation, "format": "parquet"}
-        update: dict[str, Any] = {"data": job.data.model_copy(update=files)}
+        update: dict[str, Any] = {
+            "data": job.data.model_copy(update=files),
+            "export": job.export.model_copy(update={"register": None}),  # a later step does
+        }
         if self._pipeline.start_from == "champion" and champion is not None:
             update["model"] = ModelConfig(file=str(self._copy_of(champion)))
         return load_job(job.model_copy(update=update))
@@ -369,8 +382,11 @@ def _columns(artifact: Path) -> list[str]:
     return [entry["name"] for entry in record["inputs"]]
 
 
-def _check_record(check: Check) -> dict[str, Any]:
-    return {**vars(check), "numbers": dict(check.numbers)}
+def _listed(files: dict[str, Any]) -> dict[str, Any]:
+    """The files, or of many their number and digest: a lineage is read whenever it is listed."""
+    if len(files) <= _FILES_LISTED:
+        return files
+    return {"count": len(files), "sha256": _digest(files)}
 
 
 def _described(reasons: Sequence[str]) -> str:

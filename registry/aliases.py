@@ -6,6 +6,7 @@ went back to. So rolling back twice goes back two promotions.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import Final, Literal
 
@@ -57,12 +58,11 @@ def move(connection: sa.Connection, wanted: AliasMove) -> AliasMove:
         )
     else:
         connection.execute(ALIASES.update().where(row).values(number=wanted.to_number))
-    newest = connection.execute(
-        sa.select(sa.func.max(MOVES.c.sequence)).where(MOVES.c.name == wanted.name)
-    ).scalar()
-    made = AliasMove(**{**vars(wanted), "sequence": (newest or 0) + 1})
-    connection.execute(MOVES.insert().values(**vars(made)))
-    return made
+    newest = sa.select(sa.func.coalesce(sa.func.max(MOVES.c.sequence), 0) + 1)
+    following = newest.where(MOVES.c.name == wanted.name).scalar_subquery()
+    recorded = MOVES.insert().values(**{**vars(wanted), "sequence": following})
+    sequence = connection.execute(recorded.returning(MOVES.c.sequence)).scalar_one()
+    return replace(wanted, sequence=sequence)
 
 
 def history(connection: sa.Connection, name: str, alias: str | None = None) -> list[AliasMove]:
@@ -71,6 +71,13 @@ def history(connection: sa.Connection, name: str, alias: str | None = None) -> l
     if alias is not None:
         query = query.where(MOVES.c.alias == alias)
     return [AliasMove(**row) for row in connection.execute(query).mappings()]
+
+
+def last_move(connection: sa.Connection, name: str, alias: str) -> AliasMove:
+    """The newest move of an alias that exists."""
+    query = sa.select(MOVES).where(MOVES.c.name == name, MOVES.c.alias == alias)
+    newest = query.order_by(MOVES.c.sequence.desc()).limit(1)
+    return AliasMove(**connection.execute(newest).mappings().one())
 
 
 def earlier(moves: Sequence[AliasMove]) -> list[int]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from registry.database import home
 from registry.errors import ArtifactFailure, RegistryError
 from registry.places import MANIFEST, Place, place_of
 
@@ -251,8 +252,3 @@ def _digest_of(files: dict[str, str]) -> str:
 def default_artifacts() -> str:
     """What LOCKSTEP_ARTIFACTS says, else `artifacts` below LOCKSTEP_HOME (~/.lockstep)."""
     return os.environ.get("LOCKSTEP_ARTIFACTS") or str(home() / "artifacts")
-
-
-def home() -> Path:
-    """LOCKSTEP_HOME, or ~/.lockstep."""
-    return Path(os.environ.get("LOCKSTEP_HOME") or Path.home() / ".lockstep").absolute()

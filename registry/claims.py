@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 import sqlalchemy as sa
 
 from registry.database import Database
-from registry.errors import ArtifactFailure, RegistryError
+from registry.errors import ArtifactFailure, DatabaseFailure, RegistryError
 from registry.owners import is_gone, own_mark
 from registry.places import Place, place_of
-from registry.tables import COMPONENT, FOLDERS, GARBAGE, WRITING
+from registry.tables import COMPONENT, FOLDERS, GARBAGE, VERSIONS, WRITING
 
 _LEASE_S = 900.0
 _RENEW_S = 60.0
@@ -35,20 +35,22 @@ class Claims:
 
     @contextlib.contextmanager
     def writing(self, place: Place) -> Iterator["Claim"]:
-        """Claim a new place. Unless the block turned it into a version's, it is removed."""
+        """Claim a new place. Unless the block made it a version's, for good, it is removed."""
         claim = Claim(self._database, place.name, self._clock)
         with self._database.writing(COMPONENT.name) as connection:
             connection.execute(FOLDERS.insert().values(place=place.name, **self._row(WRITING)))
         try:
             yield claim
-        finally:
-            if not claim.is_of_version:
-                self._discard(place)
+        except BaseException:
+            with contextlib.suppress(DatabaseFailure):  # then it is for whoever cleans, later
+                self._abandon(place)
+            raise
+        if not claim.is_of_version:
+            self._abandon(place)
 
     def give_up(self, connection: sa.Connection, name: str) -> None:
-        """Within a transaction: this place is to be removed, by the next `clean`."""
-        row = {**self._row(GARBAGE), "expires_at": self._clock()}
-        connection.execute(FOLDERS.insert().values(place=name, **row))
+        """Within a transaction: this place is a version's no more; `discard` it afterwards."""
+        connection.execute(FOLDERS.insert().values(place=name, **self._row(GARBAGE)))
 
     def clean(self) -> None:
         """Remove the folders that nobody owns any more. What storage refuses stays for later.
@@ -64,7 +66,20 @@ class Claims:
             taken = FOLDERS.update().where(FOLDERS.c.place.in_(orphans))
             connection.execute(taken.values(**self._row(GARBAGE)))
         for name in orphans:
-            self._discard(place_of(name))
+            self.discard(place_of(name))
+
+    def discard(self, place: Place) -> None:
+        """Remove a place and the claim on it; where storage fails, leave both to the next."""
+        row = FOLDERS.c.place == place.name
+        try:
+            place.remove()
+        except (ArtifactFailure, RegistryError):
+            with self._database.writing(COMPONENT.name) as connection:
+                released = {"state": GARBAGE, "expires_at": self._clock()}
+                connection.execute(FOLDERS.update().where(row).values(**released))
+            return
+        with self._database.writing(COMPONENT.name) as connection:
+            connection.execute(FOLDERS.delete().where(row))
 
     def is_left(self, name: str) -> bool:
         """Whether a place is still to be removed."""
@@ -77,18 +92,19 @@ class Claims:
         rows = connection.execute(sa.select(FOLDERS)).mappings()
         return [r["place"] for r in rows if r["expires_at"] <= now or is_gone(r["owner"])]
 
-    def _discard(self, place: Place) -> None:
-        """Remove a place and the claim on it; where storage fails, leave both to the next."""
-        row = FOLDERS.c.place == place.name
-        try:
-            place.remove()
-        except (ArtifactFailure, RegistryError):
-            with self._database.writing(COMPONENT.name) as connection:
-                released = {"state": GARBAGE, "expires_at": self._clock()}
-                connection.execute(FOLDERS.update().where(row).values(**released))
-            return
+    def _abandon(self, place: Place) -> None:
+        """Remove a place unless it is a version's after all.
+
+        Who was cut off while committing does not know. The lock of writers waits for the end of
+        that transaction, so that afterwards the tables do.
+        """
         with self._database.writing(COMPONENT.name) as connection:
-            connection.execute(FOLDERS.delete().where(row))
+            version = sa.select(VERSIONS.c.number).where(VERSIONS.c.artifact == place.name)
+            if connection.execute(version).first() is not None:
+                return
+            mine = FOLDERS.update().where(FOLDERS.c.place == place.name)
+            connection.execute(mine.values(**self._row(GARBAGE)))
+        self.discard(place)
 
     def _row(self, state: str) -> dict[str, str | float]:
         return {"state": state, "owner": own_mark(), "expires_at": self._clock() + _LEASE_S}

@@ -105,10 +105,18 @@ def check_model(connection: sa.Connection, name: str) -> None:
 def check_ready(version: Version) -> None:
     """Whether a version still has its files."""
     if version.state == DELETED:
-        raise RegistryError(
-            f"{version} was deleted; its record is all that is left. Name another version: see "
-            f"`lockstep models show {version.name}`."
-        )
+        raise _was_deleted(version.name, version.number)
+
+
+def check_usable(connection: sa.Connection, name: str, number: int) -> None:
+    """Whether there is such a version with its files, by one statement where there is."""
+    query = sa.select(VERSIONS.c.state).where(VERSIONS.c.name == name, VERSIONS.c.number == number)
+    state = connection.execute(query).scalar()
+    if state is None:
+        check_model(connection, name)
+        raise _no_version(connection, name, number)
+    if state == DELETED:
+        raise _was_deleted(name, number)
 
 
 def no_alias(connection: sa.Connection, name: str, alias: str) -> RegistryError:
@@ -133,6 +141,13 @@ def next_number(connection: sa.Connection, name: str, now: float) -> int:
         return 1
     newest = sa.select(sa.func.max(VERSIONS.c.number)).where(VERSIONS.c.name == name)
     return int(connection.execute(newest).scalar() or 0) + 1
+
+
+def _was_deleted(name: str, number: int) -> RegistryError:
+    return RegistryError(
+        f"{name}/{number} was deleted; its record is all that is left. Name another version: see "
+        f"`lockstep models show {name}`."
+    )
 
 
 def _no_version(connection: sa.Connection, name: str, number: int) -> RegistryError:

@@ -11,24 +11,25 @@ same as for data.
 import contextlib
 import functools
 import os
-import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
-from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from configs.errors import did_you_mean
+from configs.stores import (
+    S3Options,
+    StoreFailure,
+    StoreMistake,
+    explained,
+    is_remote,
+    parse_uri,
+)
 from registry.errors import ArtifactFailure, RegistryError
 
 MANIFEST = "manifest.json"
-SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
-
-_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]*)(.*)", re.DOTALL)
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
-_REFUSED = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|PERMISSION|HTTP status 40[13]")
 
 
 class Place(Protocol):
@@ -55,12 +56,6 @@ class Place(Protocol):
 
     def remove(self) -> None:
         """Everything at this place goes, finished or not. Idempotent."""
-
-
-def is_remote(place: str) -> bool:
-    """Whether this is a URI of a store rather than a local path."""
-    match = _URI.match(place)
-    return match is not None and match[1] != "file"
 
 
 def place_of(name: str) -> Place:
@@ -139,11 +134,8 @@ class _Remote:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri.rstrip("/")
-        match = _URI.match(self._uri)
-        scheme, authority, path = ("", "", "") if match is None else match.groups()
-        _check_uri(scheme, authority, path)
-        self._scheme, self._authority = scheme, authority
-        self._path = path
+        with _as_errors_of_registry():
+            self._scheme, self._authority, self._path = parse_uri(self._uri)
 
     @property
     def name(self) -> str:
@@ -174,7 +166,7 @@ class _Remote:
             found = system.get_file_info(
                 fs.FileSelector(root, allow_not_found=True, recursive=True)
             )
-            return {info.path.removeprefix(f"{root}/") for info in found if info.type != _DIRECTORY}
+            return {info.path.removeprefix(f"{root}/") for info in found if info.is_file}
 
     def remove(self) -> None:
         with self._failures(), contextlib.suppress(FileNotFoundError):
@@ -182,86 +174,49 @@ class _Remote:
             system.delete_dir(root)
 
     def _connected(self) -> tuple[Any, str]:
-        system, root = _connect(os.getpid(), self._scheme, self._authority, _environment())
+        options = S3Options.from_environment()
+        system, root = _connect(os.getpid(), self._scheme, self._authority, options)
         return system, root + self._path
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            text = _without_secrets(str(error).partition("\n")[0]).rstrip(". ")
-            if _REFUSED.search(text) or isinstance(error, PermissionError):
-                raise RegistryError(
-                    f"{self._uri}: the store refuses access: {text}. Credentials that may read and "
-                    "write it are needed; for s3:// check AWS_ACCESS_KEY_ID and "
-                    "AWS_SECRET_ACCESS_KEY in the environment."
-                ) from None
-            raise ArtifactFailure(
-                f"{self._uri}: the store failed: {text}. Check the store and the way to it "
-                "(AWS_ENDPOINT_URL_S3 and AWS_REGION for s3://), then try again."
-            ) from None
+        begin = time.monotonic()
+        with _as_errors_of_registry():
+            try:
+                yield
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise explained(self._uri, error, time.monotonic() - begin) from None
 
 
-_DIRECTORY = fs.FileType.Directory
-
-
-def _check_uri(scheme: str, authority: str, path: str) -> None:
-    if scheme not in SCHEMES:
-        raise RegistryError(
-            f"artifacts cannot lie at {scheme}://; local paths and "
-            f"{', '.join(f'{known}://' for known in SCHEMES)} are allowed."
-            f"{did_you_mean(scheme, SCHEMES)}"
-        )
-    if "@" in authority and scheme == "s3" or re.search(r"\?[\w.-]+=", authority + path):
-        raise RegistryError(
-            f"the place of artifacts begins with {scheme}:// and holds credentials or options; a "
-            "bucket and a path are allowed. Put the rest into the environment."
-        )
-
-
-def _environment() -> tuple[str, ...]:
-    """What a connection depends on, credentials by name alone."""
-    given = os.environ.get
-    return (
-        given("AWS_ENDPOINT_URL_S3") or given("AWS_ENDPOINT_URL") or "",
-        given("AWS_REGION") or given("AWS_DEFAULT_REGION") or "us-east-1",
-        given("AWS_ACCESS_KEY_ID", ""),
-        given("LOCKSTEP_STORAGE_ATTEMPTS") or "5",
-        given("LOCKSTEP_STORAGE_TIMEOUT_S") or "10",
-    )
+@contextlib.contextmanager
+def _as_errors_of_registry() -> Iterator[None]:
+    try:
+        yield
+    except StoreMistake as error:
+        raise RegistryError(str(error)) from None
+    except StoreFailure as error:
+        raise ArtifactFailure(str(error)) from None
 
 
 @functools.lru_cache(maxsize=64)
-def _connect(
-    process: int, scheme: str, authority: str, environment: tuple[str, ...]
-) -> tuple[Any, str]:
+def _connect(process: int, scheme: str, authority: str, options: S3Options) -> tuple[Any, str]:
     """A client of one process, and what it calls the place of this authority."""
-    if scheme != "s3":
-        system, root = fs.FileSystem.from_uri(f"{scheme}://{authority}/")
-        return system, root.rstrip("/")
-    endpoint, region, _, attempts, timeout_s = environment
-    parts = urlsplit(endpoint)
-    place = {"scheme": parts.scheme, "endpoint_override": parts.netloc} if endpoint else {}
-    system = fs.S3FileSystem(
-        region=region,
-        connect_timeout=float(timeout_s),
-        request_timeout=float(timeout_s),
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=int(attempts)),
-        **place,
-    )
-    return system, authority
-
-
-def _without_secrets(text: str) -> str:
-    text = re.sub(r"\?[^\s'\"]+", "", text)
-    for name in _SECRETS:
-        value = os.environ.get(name, "")
-        if len(value) >= 8:
-            text = text.replace(value, "***")
-    return text
+    if scheme == "s3":
+        system = fs.S3FileSystem(
+            region=options.region,
+            connect_timeout=options.limits.timeout_s,
+            request_timeout=options.limits.timeout_s,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=options.limits.attempts),
+            **options.address(),
+        )
+        return system, authority
+    limit = ""
+    if scheme in ("gs", "gcs"):  # its own patience is a quarter of an hour
+        limit = f"?retry_limit_seconds={options.limits.attempts * options.limits.timeout_s:g}"
+    system, root = fs.FileSystem.from_uri(f"{scheme}://{authority}/{limit}")
+    return system, root.rstrip("/")
 
 
 def _sync_folder(folder: str | Path) -> None:

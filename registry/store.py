@@ -15,11 +15,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from configs.stores import is_remote
 from registry import aliases, artifacts, claims, lookup
 from registry.aliases import ANY, Expected
-from registry.database import Database
+from registry.database import Database, home
 from registry.errors import AliasConflict, ArtifactFailure, RegistryError
-from registry.places import is_remote, place_of
+from registry.places import place_of
 from registry.records import AliasMove, ModelSummary, Version
 from registry.references import CHAMPION, check_alias, check_key, check_name, parse_reference
 from registry.tables import COMPONENT, DELETED, READY, VERSIONS
@@ -52,6 +53,12 @@ class Registry:
         self._clock = clock
         self._claims = claims.Claims(database, clock)
         self._is_prepared = False
+
+    def prepare(self) -> None:
+        """Connect, and make the tables where there are none. All other methods do it themselves."""
+        if not self._is_prepared:
+            self._database.prepare(COMPONENT)
+            self._is_prepared = True
 
     def register(
         self,
@@ -87,7 +94,7 @@ class Registry:
             check_key(key)
         folder = Path(artifact_folder).absolute()
         manifest = artifacts.read_manifest(folder)
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             existing = _same(connection, name, key, manifest.digest)
             if parent is not None:
@@ -127,25 +134,25 @@ class Registry:
 
     def models(self) -> list[ModelSummary]:
         """All models, by name."""
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             return lookup.all_models(connection)
 
     def versions(self, name: str) -> list[Version]:
         """All versions of a model, the oldest first, those that were deleted too."""
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             return lookup.all_versions(connection, name)
 
     def version(self, name: str, number: int) -> Version:
         """One version, also if it was deleted."""
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             return lookup.find(connection, name, number)
 
     def keyed(self, name: str, key: str) -> Version | None:
         """The version that was registered with a key, or None."""
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             return lookup.keyed(connection, name, key, None)
 
@@ -156,7 +163,7 @@ class Registry:
             RegistryError: There is none, or it was deleted.
         """
         wanted = parse_reference(reference)
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             number = lookup.pointed_to(connection, wanted)
             version = lookup.find(connection, wanted.name, number)
@@ -193,19 +200,19 @@ class Registry:
             RegistryError: There is no such version, or it was deleted.
         """
         check_alias(alias)
-        self._prepare()
+        self.prepare()
         with self._database.writing(COMPONENT.name) as connection:
-            lookup.check_model(connection, name)
             now = aliases.current(connection, name, alias)
+            if number is not None:
+                lookup.check_usable(connection, name, number)
+            elif now is None:
+                lookup.check_model(connection, name)
+                raise lookup.no_alias(connection, name, alias)
             aliases.check_expected(name, alias, now, expected)
             if guard is not None:
                 guard(connection)
-            if number is not None:
-                lookup.check_ready(lookup.find(connection, name, number))
             if number == now:
-                if number is None:
-                    raise lookup.no_alias(connection, name, alias)
-                return aliases.history(connection, name, alias)[-1]
+                return aliases.last_move(connection, name, alias)
             wanted = AliasMove(name, alias, now, number, self._clock(), who, why, 0)
             return aliases.move(connection, wanted)
 
@@ -217,11 +224,11 @@ class Registry:
         Raises:
             RegistryError: There is nothing earlier.
         """
-        self._prepare()
+        self.prepare()
         with self._database.writing(COMPONENT.name) as connection:
-            lookup.check_model(connection, name)
             moves = aliases.history(connection, name, alias)
             if not moves:
+                lookup.check_model(connection, name)
                 raise lookup.no_alias(connection, name, alias)
             now = aliases.current(connection, name, alias)
             for number in aliases.earlier(moves):
@@ -234,7 +241,7 @@ class Registry:
 
     def history(self, name: str, alias: str | None = None) -> list[AliasMove]:
         """All moves of a model's aliases, or of one of them, the oldest first."""
-        self._prepare()
+        self.prepare()
         with self._database.reading() as connection:
             lookup.check_model(connection, name)
             return aliases.history(connection, name, alias)
@@ -248,7 +255,7 @@ class Registry:
         tags: Mapping[str, str | None] | None = None,
     ) -> Version:
         """Change a version's description, and set tags (None takes one away); None: as it is."""
-        self._prepare()
+        self.prepare()
         with self._database.writing(COMPONENT.name) as connection:
             version = lookup.find(connection, name, number)
             merged = {**version.tags, **(tags or {})}
@@ -268,7 +275,7 @@ class Registry:
             ArtifactFailure: It was deleted, but storage failed; the files go with the next
                 `register` or `delete`.
         """
-        self._prepare()
+        self.prepare()
         with self._database.writing(COMPONENT.name) as connection:
             version = lookup.find(connection, name, number)
             if version.aliases:
@@ -280,6 +287,8 @@ class Registry:
             if version.state == READY:
                 connection.execute(_row_of(VERSIONS.update(), name, number).values(state=DELETED))
                 self._claims.give_up(connection, version.artifact)
+        if version.state == READY:
+            self._claims.discard(place_of(version.artifact))
         self._claims.clean()
         if self._claims.is_left(version.artifact):
             raise ArtifactFailure(
@@ -310,7 +319,7 @@ class Registry:
         lookup.check_ready(version)
         place = place_of(version.artifact)
         if is_remote(version.artifact):
-            cache = artifacts.home() / "cache" / "artifacts"
+            cache = home() / "cache" / "artifacts"
             return artifacts.cached(place, version.digest, version.manifest_sha256, cache)
         wrong = self.verify(version)
         if wrong:
@@ -319,11 +328,6 @@ class Registry:
                 f"{version.artifact}. Restore the files from a copy, or use another version."
             )
         return Path(place.name)
-
-    def _prepare(self) -> None:
-        if not self._is_prepared:
-            self._database.prepare(COMPONENT)
-            self._is_prepared = True
 
 
 def _absolute(root: str | None) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.postgres import new_database, postgres_binaries, running_postgres
+from tests.support.postgres import emptied, new_database, postgres_binaries, running_postgres
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +17,15 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def shared_postgres(postgres_server: str) -> str:
+    """The URL of a database that is emptied before each test that gets it."""
+    return new_database(postgres_server)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'lockstep.db'}"
-    return new_database(request.getfixturevalue("postgres_server"))
+    return emptied(request.getfixturevalue("shared_postgres"))

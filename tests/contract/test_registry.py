@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from configs.errors import UserError
 from registry.aliases import earlier
 from registry.database import Database
-from registry.errors import AliasConflict, ArtifactFailure, RegistryError
+from registry.errors import AliasConflict, ArtifactFailure, DatabaseFailure, RegistryError
 from registry.store import AliasMove, ModelSummary, Registry
 from tests.support.artifacts import FILES, write_artifact
 
@@ -269,6 +270,40 @@ def test_only_whole_artifacts_are_registered(
         registry.register("m", tmp_path / "run")
     assert files_below(tmp_path / "stored") == []
     assert registry.models() == []
+
+
+def test_a_database_that_is_locked_full_or_newer_changes_nothing(
+    tmp_path: Path, artifact: Path
+) -> None:
+    url, stored = f"sqlite:///{tmp_path / 'lockstep.db'}", tmp_path / "stored"
+    patient, database = Database(url), Database(url, busy_s=0.05)
+    registry = Registry(database, str(stored))
+    made = registry.register("m", artifact)
+    with patient.writing("models"):
+        assert registry.resolve("m/1") == made, "readers wait for nobody"
+        for act in (
+            lambda: registry.register("m", artifact),
+            lambda: registry.set_alias("m", "champion", 1, **BY),
+            lambda: registry.delete("m", 1),
+        ):
+            with pytest.raises(DatabaseFailure, match=r"lockstep\.db is locked: another process"):
+                act()
+    with database.reading() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(DatabaseFailure, match="its storage is full"):
+        registry.register("m", artifact, description="x" * 100_000)
+    database.close()
+    assert registry.versions("m") == [made]
+    registry.register("m", artifact)
+    folders = [Path(version.artifact) for version in registry.versions("m")]
+    assert sorted((stored / "m").iterdir()) == sorted(folders)
+    with patient.writing("models") as connection:
+        connection.execute(sa.text("UPDATE schema_versions SET version = 99"))
+    with pytest.raises(RegistryError, match="of models are of version 99; .* Upgrade Lockstep"):
+        Registry(database, str(stored)).models()
+    database.close()
+    patient.close()
 
 
 def moves(*targets: int | None) -> list[AliasMove]:

@@ -10,6 +10,7 @@ import itertools
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def running_postgres(folder: Path) -> Iterator[str]:
                 _wait_for(binaries, home, process)
                 yield url
             finally:
-                process.terminate()
+                process.send_signal(signal.SIGQUIT)  # at once: nothing of it is needed again
                 try:
                     process.wait(_STOP_S)
                 except subprocess.TimeoutExpired:
@@ -79,15 +80,30 @@ def running_postgres(folder: Path) -> Iterator[str]:
 
 
 def new_database(server_url: str) -> str:
-    """An empty database on a running server; gives its URL."""
+    """An empty database of its own on a running server; gives its URL. Takes 0.05 to 1 s."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
-    url = sa.make_url(server_url).set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    _execute(server_url, f"CREATE DATABASE {name}")
+    return sa.make_url(server_url).set(database=name).render_as_string(hide_password=False)
+
+
+def emptied(database_url: str) -> str:
+    """Drop all that is in a database, which nobody may be using; gives its URL. Takes 0.01 s."""
+    _execute(
+        database_url,
+        "SET lock_timeout = 10000",
+        "DROP SCHEMA public CASCADE",
+        "CREATE SCHEMA public",
+    )
+    return database_url
+
+
+def _execute(url: str, *statements: str) -> None:
+    driver = sa.make_url(url).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(driver, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with engine.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        for statement in statements:
+            connection.execute(sa.text(statement))
     engine.dispose()
-    made = sa.make_url(server_url).set(database=name)
-    return made.render_as_string(hide_password=False)
 
 
 def _hand_over(home: Path) -> list[str]:
