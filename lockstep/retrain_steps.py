@@ -30,7 +30,7 @@ from data_pipeline.ingest import ingested
 from data_pipeline.inventory import file_sha256, read_inventory
 from lockstep import api
 from lockstep.follow import Listener
-from lockstep.hold_trial import evidence_of, hold_trial
+from lockstep.hold_trial import ROWS, evidence_of, hold_trial
 from lockstep.pipeline_rows import files_now, look_for_news, roles_of_files, rules_for_rows
 from lockstep.registration import code_state
 from lockstep.train_once import train_once
@@ -91,16 +91,11 @@ class PipelineSteps:
         """Files that a run began with may be others by now, or its folder may be gone."""
         if "register" in done or "discover" not in done:
             return ""
-        if "train" in done:
-            manifest = Path(done["train"]["artifact"]) / "manifest.json"
-            return "" if manifest.exists() else f"{manifest.parent} is gone"
-        if "prepare" in done:
-            copies = [done["prepare"]["rows"]["evaluation"], *done["prepare"]["rows"]["train"]]
-            gone = [path for path in copies if not Path(path).exists()]
-            if gone:
-                return f"{gone[0]} is gone"
-            if done["prepare"]["rows"]["train"]:
-                return ""  # nothing else is read any more
+        gone = [path for path in self._needed(done) if not path.exists()]
+        if gone:
+            return f"{gone[0]} is gone"
+        if "train" in done or ("prepare" in done and done["prepare"]["rows"]["train"]):
+            return ""  # no file that it began with is read any more
         recorded = read_inventory(done["discover"]["files"])
         try:
             now = files_now(self._pipeline, recorded)
@@ -144,8 +139,8 @@ class PipelineSteps:
             wished=[] if champion is None else _columns(self._context.registry.fetch(champion)),
             max_rows=data.evaluation.max_rows,
         )
-        train = rows.train or _as_list(ingested("train", training, job.data))
-        settled = self._settled(job, list(train), rows.evaluation, champion)
+        train = rows.train or ingested("train", training, job.data)
+        settled = self._settled(job, train, rows.evaluation, champion)
         write_text(self._folder / "job.yaml", dump_job(settled))
         return {
             "rows": dict(frozen_record(rows)),
@@ -310,6 +305,20 @@ class PipelineSteps:
             self._context.listener.warned(problem)
         return {"problem": problem}
 
+    def _needed(self, done: Done) -> list[Path]:
+        """What earlier steps wrote and later ones read."""
+        if "decide" in done:
+            return [Path(done["train"]["artifact"]) / "manifest.json"]
+        if "evaluate" in done:
+            manifest = Path(done["train"]["artifact"]) / "manifest.json"
+            return [manifest, self._folder / "trial" / ROWS]
+        if "prepare" not in done:
+            return []
+        rows = done["prepare"]["rows"]
+        if "train" in done:
+            return [Path(done["train"]["artifact"]) / "manifest.json", Path(rows["evaluation"])]
+        return [Path(path) for path in (rows["evaluation"], *rows["train"])]
+
     def _champion(self) -> Version | None:
         with contextlib.suppress(RegistryError):
             return self._context.registry.resolve(f"{self._pipeline.model_name}@{CHAMPION}")
@@ -345,10 +354,11 @@ class PipelineSteps:
         return ""
 
     def _settled(
-        self, job: Job, train: Sequence[str], evaluation: str, champion: Version | None
+        self, job: Job, train: str | Sequence[str], evaluation: str, champion: Version | None
     ) -> Job:
         """The job with its files, and with the champion's weights where they are asked for."""
-        files = {"train": list(train), "test": evaluation, "format": "parquet"}
+        paths = train if isinstance(train, str) else list(train)
+        files = {"train": paths, "test": evaluation, "format": "parquet"}
         update: dict[str, Any] = {
             "data": job.data.model_copy(update=files),
             "export": job.export.model_copy(update={"register": None}),  # a later step does
@@ -391,10 +401,6 @@ def _listed(files: dict[str, Any]) -> dict[str, Any]:
 
 def _described(reasons: Sequence[str]) -> str:
     return "passed the gate" if not reasons else f"refused: {reasons[0]}"
-
-
-def _as_list(paths: str | list[str]) -> list[str]:
-    return [paths] if isinstance(paths, str) else list(paths)
 
 
 def _digest(value: Any) -> str:
