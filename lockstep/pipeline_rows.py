@@ -24,8 +24,13 @@ Found = dict[str, Any]
 """What `look_for_news` found, as plain values."""
 
 
-def look_for_news(pipeline: Pipeline, champion: Version | None) -> Found:
+def look_for_news(pipeline: Pipeline, champion: Version | None, seen: Found | None = None) -> Found:
     """Files now, against those that the champion's run saw.
+
+    Args:
+        pipeline: The pipeline.
+        champion: Its champion, or None.
+        seen: What the champion's run found, if a run of this pipeline made it.
 
     Returns:
         `is_new`, `reason`, `files` (an inventory), `new` (paths), and `newest_us` and `before_us`,
@@ -36,7 +41,7 @@ def look_for_news(pipeline: Pipeline, champion: Version | None) -> Found:
         ReadError: Storage does not answer.
     """
     data = pipeline.data
-    before, before_us = _watermark(champion, pipeline.name)
+    before, before_us = _watermark(champion, seen)
     files = files_now(pipeline, before)
     new = new_files(files, before)
     newest_us = None
@@ -118,18 +123,21 @@ def rules_for_rows(pipeline: Pipeline, found: Found) -> RowRules:
     )
 
 
-def _watermark(champion: Version | None, pipeline: str) -> tuple[dict[str, Identity], int | None]:
+def _watermark(
+    champion: Version | None, seen: Found | None
+) -> tuple[dict[str, Identity], int | None]:
     """Files that the champion's run saw, and its newest moment.
 
-    Of a champion from elsewhere the files that it trained on are known, by their sizes.
+    Of a champion from elsewhere the files that it trained on are known, by their sizes, where its
+    lineage lists them.
     """
     if champion is None:
         return {}, None
-    origin = champion.lineage.get("pipeline") or {}
-    if origin.get("name") == pipeline:
-        return read_inventory(origin["files"]), origin["newest_us"]
+    if seen is not None:
+        return read_inventory(seen["files"]), seen["newest_us"]
     trained = (champion.lineage.get("data") or {}).get("train") or []
-    return {file["path"]: Identity(file["size_bytes"]) for file in trained}, None
+    files = trained if isinstance(trained, list) else []
+    return {file["path"]: Identity(file["size_bytes"]) for file in files}, None
 
 
 def _moment(moment_us: int) -> str:

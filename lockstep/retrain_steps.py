@@ -30,8 +30,9 @@ from data_pipeline.ingest import ingested
 from data_pipeline.inventory import file_sha256, read_inventory
 from lockstep import api
 from lockstep.follow import Listener
-from lockstep.hold_trial import evidence_of, hold_trial
+from lockstep.hold_trial import ROWS, evidence_of, hold_trial
 from lockstep.pipeline_rows import files_now, look_for_news, roles_of_files, rules_for_rows
+from lockstep.registration import code_state
 from lockstep.train_once import train_once
 from lockstep.webhooks import post_webhook
 from registry.errors import AliasConflict, RegistryError
@@ -40,11 +41,12 @@ from registry.pipelines import PipelineStore, Result
 from registry.references import CHAMPION
 from registry.store import Registry, Version
 from trainer.files import write_json, write_text
-from trainer.gate import Check, judge
+from trainer.gate import judge
 from trainer.retrain import Commit, Done
 from trainer.retrain_report import write_retrain_report
 
 CANDIDATE = "candidate"
+_FILES_LISTED = 1000
 _MODEL_FILES = ("model.keras", "signature.json")
 
 
@@ -89,16 +91,11 @@ class PipelineSteps:
         """Files that a run began with may be others by now, or its folder may be gone."""
         if "register" in done or "discover" not in done:
             return ""
-        if "train" in done:
-            manifest = Path(done["train"]["artifact"]) / "manifest.json"
-            return "" if manifest.exists() else f"{manifest.parent} is gone"
-        if "prepare" in done:
-            copies = [done["prepare"]["rows"]["evaluation"], *done["prepare"]["rows"]["train"]]
-            gone = [path for path in copies if not Path(path).exists()]
-            if gone:
-                return f"{gone[0]} is gone"
-            if done["prepare"]["rows"]["train"]:
-                return ""  # nothing else is read any more
+        gone = [path for path in self._needed(done) if not path.exists()]
+        if gone:
+            return f"{gone[0]} is gone"
+        if "train" in done or ("prepare" in done and done["prepare"]["rows"]["train"]):
+            return ""  # no file that it began with is read any more
         recorded = read_inventory(done["discover"]["files"])
         try:
             now = files_now(self._pipeline, recorded)
@@ -110,7 +107,7 @@ class PipelineSteps:
     def discover(self, done: Done) -> Result:
         """Files now, against those that the champion's run saw."""
         champion = self._champion()
-        found = look_for_news(self._pipeline, champion)
+        found = look_for_news(self._pipeline, champion, self._seen_by(champion))
         number = None if champion is None else champion.number
         inputs = _digest([self._context.digest, number, found["files"]])
         if found["is_new"] and (earlier := self._same_inputs(inputs)):
@@ -142,8 +139,8 @@ class PipelineSteps:
             wished=[] if champion is None else _columns(self._context.registry.fetch(champion)),
             max_rows=data.evaluation.max_rows,
         )
-        train = rows.train or _as_list(ingested("train", training, job.data))
-        settled = self._settled(job, list(train), rows.evaluation, champion)
+        train = rows.train or ingested("train", training, job.data)
+        settled = self._settled(job, train, rows.evaluation, champion)
         write_text(self._folder / "job.yaml", dump_job(settled))
         return {
             "rows": dict(frozen_record(rows)),
@@ -196,7 +193,7 @@ class PipelineSteps:
         name = f"{self._pipeline.model_name}/{found}"
         evidence = evidence_of(self._folder / "trial", done["evaluate"], name)
         verdict = judge(self._pipeline.gate, evidence)
-        checks = [_check_record(check) for check in verdict.checks]
+        checks = [{**vars(check), "numbers": dict(check.numbers)} for check in verdict.checks]
         is_passed = verdict.is_passed
         return {"is_passed": is_passed, "reasons": list(verdict.reasons), "checks": checks}
 
@@ -212,10 +209,11 @@ class PipelineSteps:
             artifact,
             lineage={
                 **lineage,
+                "code": code_state(Path.cwd()),
                 "pipeline": {
                     "name": self._pipeline.name,
                     "run_id": self._run_id,
-                    "files": found["files"],
+                    "files": _listed(found["files"]),
                     "newest_us": found["newest_us"],
                 },
                 "evaluation": done["prepare"]["rows"]["evaluation_sha256"],
@@ -307,6 +305,20 @@ class PipelineSteps:
             self._context.listener.warned(problem)
         return {"problem": problem}
 
+    def _needed(self, done: Done) -> list[Path]:
+        """What earlier steps wrote and later ones read."""
+        if "decide" in done:
+            return [Path(done["train"]["artifact"]) / "manifest.json"]
+        if "evaluate" in done:
+            manifest = Path(done["train"]["artifact"]) / "manifest.json"
+            return [manifest, self._folder / "trial" / ROWS]
+        if "prepare" not in done:
+            return []
+        rows = done["prepare"]["rows"]
+        if "train" in done:
+            return [Path(done["train"]["artifact"]) / "manifest.json", Path(rows["evaluation"])]
+        return [Path(path) for path in (rows["evaluation"], *rows["train"])]
+
     def _champion(self) -> Version | None:
         with contextlib.suppress(RegistryError):
             return self._context.registry.resolve(f"{self._pipeline.model_name}@{CHAMPION}")
@@ -318,6 +330,13 @@ class PipelineSteps:
         if number is None:
             return None
         return self._context.registry.version(self._pipeline.model_name, number)
+
+    def _seen_by(self, champion: Version | None) -> Result | None:
+        """What the champion's run found, if it was one of this pipeline."""
+        origin = {} if champion is None else champion.lineage.get("pipeline") or {}
+        if origin.get("name") != self._pipeline.name:
+            return None
+        return self._context.store.result(origin["run_id"], "discover")
 
     def _same_inputs(self, inputs: str) -> str:
         """What the last decision on the very same files and champion was, or nothing."""
@@ -335,11 +354,15 @@ class PipelineSteps:
         return ""
 
     def _settled(
-        self, job: Job, train: Sequence[str], evaluation: str, champion: Version | None
+        self, job: Job, train: str | Sequence[str], evaluation: str, champion: Version | None
     ) -> Job:
         """The job with its files, and with the champion's weights where they are asked for."""
-        files = {"train": list(train), "test": evaluation, "format": "parquet"}
-        update: dict[str, Any] = {"data": job.data.model_copy(update=files)}
+        paths = train if isinstance(train, str) else list(train)
+        files = {"train": paths, "test": evaluation, "format": "parquet"}
+        update: dict[str, Any] = {
+            "data": job.data.model_copy(update=files),
+            "export": job.export.model_copy(update={"register": None}),  # a later step does
+        }
         if self._pipeline.start_from == "champion" and champion is not None:
             update["model"] = ModelConfig(file=str(self._copy_of(champion)))
         return load_job(job.model_copy(update=update))
@@ -369,16 +392,15 @@ def _columns(artifact: Path) -> list[str]:
     return [entry["name"] for entry in record["inputs"]]
 
 
-def _check_record(check: Check) -> dict[str, Any]:
-    return {**vars(check), "numbers": dict(check.numbers)}
+def _listed(files: dict[str, Any]) -> dict[str, Any]:
+    """The files, or of many their number and digest: a lineage is read whenever it is listed."""
+    if len(files) <= _FILES_LISTED:
+        return files
+    return {"count": len(files), "sha256": _digest(files)}
 
 
 def _described(reasons: Sequence[str]) -> str:
     return "passed the gate" if not reasons else f"refused: {reasons[0]}"
-
-
-def _as_list(paths: str | list[str]) -> list[str]:
-    return [paths] if isinstance(paths, str) else list(paths)
 
 
 def _digest(value: Any) -> str:

@@ -189,7 +189,14 @@ def test_a_run_is_stale_where_what_it_goes_on_with_is_gone(world: World) -> None
     lost = {**done, "prepare": {"rows": {**rows, "evaluation": "/no/file"}}}
     assert steps.stale(lost) == "/no/file is gone"
     trained = {**done, "prepare": {"rows": rows}, "train": {"artifact": "/no/artifact"}}
-    assert steps.stale(trained) == "/no/artifact is gone"
+    assert steps.stale(trained) == "/no/artifact/manifest.json is gone"
+    artifact = write_artifact(world.folder / "artifact")
+    trained["train"] = {"artifact": str(artifact)}
+    assert steps.stale(trained) == ""
+    trained["prepare"] = {"rows": {**rows, "evaluation": "/no/file"}}
+    assert steps.stale(trained) == "/no/file is gone"
+    assert steps.stale({**trained, "evaluate": {}}).endswith("/trial/rows.npz is gone")
+    assert steps.stale({**trained, "evaluate": {}, "decide": {}}) == ""
     assert steps.stale({**trained, "register": {}}) == ""
 
 
