@@ -78,8 +78,8 @@ def test_a_run_is_told_from_begin_to_end(stub: pytest.MonkeyPatch, tmp_path: Pat
     (made,) = run.calls("create_run")
     assert made["tags"] == {
         "team": "a",
-        "lockstep.run_id": "r1",
-        "lockstep.job": "flights",
+        "lockstep_run_id": "r1",
+        "lockstep_job": "flights",
         "mlflow.runName": "r1",
     }
     params, first, second, final = run.calls("log_batch")

@@ -43,7 +43,7 @@ cluster:
   workers: 2
 """
 
-SECTIONS = "name, model, compile, data, train, cluster, checkpoint, export, runs_dir"
+SECTIONS = "name, model, compile, data, train, cluster, checkpoint, export, tracking, runs_dir"
 TRAIN_KEYS = (
     "epochs, global_batch_size, seed, callbacks, class_weight, sync_batch_norm, max_time_s, "
     "validation_freq, steps_per_execution, jit_compile, reduce_dtype, dtype_policy"
