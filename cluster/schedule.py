@@ -91,7 +91,9 @@ def decide(
 
     `is_decided` tells whether a tick is on record already.
     """
-    after = min(state.looked_until, now)  # the clock was put back: look on from there
+    after = state.looked_until
+    if after > now:  # the clock was put back, a wait ago at most; what was decided is on record
+        after = now - LONGEST_WAIT_S
     newest = _newest_started(schedule, now)
     if newest is None or schedule.start_of(newest) <= after or is_decided(newest):
         return None

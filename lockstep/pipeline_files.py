@@ -4,20 +4,14 @@ Owns which files these are, and that a file is read again when it has changed. A
 is refused at first; later, while the scheduler runs, what it held before goes on to hold.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
-
 from cluster.cron import Cron
 from cluster.schedule import Schedule
 from configs.errors import JobError, LockstepError, UserError
-from configs.schedule import ScheduleConfig
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+from configs.schedule import load_schedule
 
 
 @dataclass(frozen=True)
@@ -114,29 +108,12 @@ class PipelineFiles:
 
 def _read_pipeline(path: Path) -> ScheduledPipeline | None:
     """Name and schedule of a pipeline file; None where it has no schedule."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise JobError(f"cannot read {path}: {error}. A pipeline file is allowed.") from None
-    if not isinstance(values, dict) or values.get("schedule") is None:
+    named = load_schedule(path)
+    if named is None:
         return None
-    name = values.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise JobError(
-            f"{path}: name: received {name!r}; letters, digits, '_', '-' and '.' are allowed, a "
-            "letter or digit first. Give the pipeline a name."
-        )
-    try:
-        config = ScheduleConfig.model_validate(values["schedule"])
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(["schedule", *map(str, first["loc"])])
-        fields = ", ".join(ScheduleConfig.model_fields)
-        raise JobError(
-            f"{path}: {field}: {first['msg']}; {fields} are allowed. Correct it."
-        ) from None
+    config = named.config
     try:
         cron = Cron.parse(config.cron, config.timezone)
     except UserError as error:
         raise JobError(f"{path}: schedule: {error}") from None
-    return ScheduledPipeline(path, Schedule(name, cron, config.jitter_s, config.overlap))
+    return ScheduledPipeline(path, Schedule(named.name, cron, config.jitter_s, config.overlap))

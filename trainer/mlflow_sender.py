@@ -24,6 +24,7 @@ from mlflow.exceptions import MlflowException
 
 _AGAIN_S = (2.0, 5.0, 15.0, 60.0)
 _KEPT_ITEMS = 10_000
+_READ_AHEAD_ITEMS = 100
 _PARAMS_A_BATCH = 100
 _KEY_CHARACTERS = 250
 _REASON_CHARACTERS = 300
@@ -198,7 +199,7 @@ def main() -> None:
     sys.stdout = sys.stderr  # what MLflow prints is no answer
     opening = json.loads(sys.stdin.readline())
     sender = Sender(opening)
-    items: queue.Queue[Item | None] = queue.Queue()
+    items: queue.Queue[Item | None] = queue.Queue(_READ_AHEAD_ITEMS)
 
     def read() -> None:
         for line in sys.stdin:

@@ -184,7 +184,7 @@ class Tracker:
 
     def _opening(self) -> dict[str, Any]:
         run = self._run
-        ours = {"lockstep.run_id": run.run_id, "lockstep.job": run.job.name}
+        ours = {"lockstep_run_id": run.run_id, "lockstep_job": run.job.name}
         tags = {**run.job.tracking.tags, **ours, "mlflow.runName": run.run_id}
         return {
             "uri": run.address,

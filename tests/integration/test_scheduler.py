@@ -110,6 +110,17 @@ def test_a_stopped_scheduler_ends_its_run_and_the_next_one_goes_on(bench: Bench)
     assert bench.events()[2:5] == ["started", "stopping", "interrupted"]
 
 
+def test_a_run_that_ends_well_when_it_is_asked_to_is_done(bench: Bench) -> None:
+    ready = bench.root / "ready"
+    bench.write("p", f"trap 'exit 0' TERM; echo $$ > {ready}; while :; do sleep 0.05; done")
+    with (scheduler := bench.scheduler()).at_work():
+        scheduler.work()
+        bench.now = BEGIN + 60
+        scheduler.work()
+        wait_for(ready)
+    assert bench.outcomes() == ["done"]
+
+
 def test_a_run_that_does_not_end_is_ended(bench: Bench) -> None:
     ready = bench.root / "ready"
     bench.write("p", f"trap '' TERM; echo $$ > {ready}; while :; do sleep 0.05; done")

@@ -31,7 +31,7 @@ def sender() -> Any:
 
 
 def opening(server: MlflowServer, **more: Any) -> dict[str, Any]:
-    tags = {"lockstep.run_id": "r1", "lockstep.job": "flights"}
+    tags = {"lockstep_run_id": "r1", "lockstep_job": "flights"}
     basics = {"uri": server.uri, "experiment": "ours", "tags": tags, "params": {"a": "1"}}
     return {**basics, "find": None, "leave_s": 1.0, **more}
 
@@ -49,9 +49,9 @@ def test_a_run_is_kept_and_gone_on_with(sender: Any, server: MlflowServer, tmp_p
     assert server.runs[run_id]["status"] == "KILLED"
     assert server.experiments == {"ours": "1"}
 
-    sender.MlflowRun(opening(server, find={"lockstep.run_id": "r2", "lockstep.job": "flights"}))
+    sender.MlflowRun(opening(server, find={"lockstep_run_id": "r2", "lockstep_job": "flights"}))
     assert len(server.runs) == 2  # another run is not gone on with
-    find = {"lockstep.run_id": "r1", "lockstep.job": "flights"}
+    find = {"lockstep_run_id": "r1", "lockstep_job": "flights"}
     second = sender.MlflowRun(opening(server, find=find, params={"a": "2", "b": "3"}))
     assert second.run_id == run_id
     assert server.runs[run_id]["status"] == "RUNNING"

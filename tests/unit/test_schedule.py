@@ -103,6 +103,13 @@ def test_a_clock_that_was_years_ahead_does_not_silence_a_schedule():
     assert [each.missed for each in driver.decisions.values()][1:] == [0] * 10
 
 
+def test_a_tick_that_came_while_the_clock_was_put_back_is_run():
+    driver = Driver(MINUTELY, BEGIN)
+    driver.look(BEGIN + 3600)
+    assert driver.look(BEGIN + 65).tick == BEGIN + 60
+    assert driver.look(BEGIN + 66) is None
+
+
 def test_a_tick_is_skipped_while_a_run_goes_on():
     driver = Driver(MINUTELY, BEGIN)
     driver.is_running = True
