@@ -100,7 +100,7 @@ def schemathesis(program: Path, url: str, key: str, folder: Path) -> int:
             *(str(program / "schemathesis"), *options, "run", f"{url}/openapi.json"),
             *("--header", f"Authorization: Bearer {key}", "--checks", ",".join(CHECKS)),
             *("--max-examples", "20", "--seed", "7", "--workers", "2", "--no-color"),
-            *("--request-timeout", "60", "--suppress-health-check", "all"),
+            *("--request-timeout", "60", "--suppress-health-check", "all", "--max-time", "300"),
         ]
         done = subprocess.run(command, cwd=folder, timeout=1_800)
         wrong += done.returncode != 0
