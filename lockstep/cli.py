@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from configs.errors import LockstepError, UserError
-from lockstep.commands import jobs, manifests, models, retraining, serve, users
+from lockstep.commands import batches, jobs, manifests, models, retraining, serve, users
 from lockstep.commands import schedule as schedule_commands
 from lockstep.commands.options import (
     Address,
@@ -37,6 +37,7 @@ app = typer.Typer(
 
 data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(batches.app, name="batches")
 app.add_typer(models.app, name="models")
 app.command()(retraining.retrain)
 app.add_typer(schedule_commands.app, name="schedule")
