@@ -300,7 +300,33 @@ def test_a_file_is_one_queues(tmp_path, life):
         QueueStore(tmp_path / "queue.db")
 
 
-@pytest.mark.parametrize("seed", range(10))
+def test_who_was_to_make_room_is_asked_by_the_next_keeper(life):
+    life.cluster.length_s = 100.0
+    life.submit("low", workers=2)
+    life.run(2)
+    life.submit("urgent", workers=2, priority=1)
+    life.cluster.dies_at = life.cluster.calls + 2  # states, then the request to end
+    life.cluster.jobs["low"]["stop"] = None
+    life.run(1)
+    assert life.restarts == 1
+    life.cluster.jobs["low"]["stop"] = None  # as if it had not arrived
+    life.run(5)
+    assert (life.status("low"), life.status("urgent")) == ("waiting", "running")
+
+
+def test_a_job_that_was_to_be_submitted_is_submitted_by_the_next_keeper(life):
+    life.submit("a")
+    life.cluster.dies_at = life.cluster.calls + 2  # states, then the job's start
+    life.run(1)
+    assert life.restarts == 1
+    assert life.cluster.jobs == {}
+    assert life.status("a") == "starting"
+    life.run(8)
+    assert list(life.cluster.jobs) == ["a"]
+    assert life.keeper.records()[0].losses == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
 def test_it_may_die_at_any_moment(tmp_path, seed):
     """Three users' runs, of any priority, and deaths in the middle of what is being done."""
     draw = random.Random(seed)
