@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from configs.errors import JobError, UserError
 from configs.load import load_job
 from lockstep.commands.manifests import _packed
+from lockstep.kubernetes_result import reader_pod
 from lockstep.kustomize import overlay_folder, renderer, write
 from lockstep.manifests import (
     RunOptions,
@@ -22,7 +23,8 @@ from lockstep.manifests import (
     training_template,
 )
 from tests.deploy.checks.objects import Manifest, of_kind, pods
-from tests.deploy.checks.schemas import versions
+from tests.deploy.checks.schemas import shapes, versions
+from tests.deploy.checks.security import security
 from tests.deploy.checks.start_lines import start_line, start_parameters
 from tests.deploy.checks.suite import check
 from tests.deploy.conftest import OVERLAYS
@@ -129,6 +131,15 @@ def test_any_jobs_name_gives_a_name_that_kubernetes_takes(name):
     loaded = JOB.model_copy(update={"name": name})
     check_run_id(default_run_id(loaded))
     check_run_id(new_run_id(loaded, 1_800_000_000.0))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_reader_of_a_result_is_let_in_where_runs_are(overlay, renders):
+    template = training_template(renders(overlay))
+    pod = reader_pod(template, "r-reader", "/var/lib/lockstep/runs/a/r", wants_files=True)
+    found = [*security([pod]), *shapes([pod], versions()[-1:])]
+    assert [str(finding) for finding in found] == []
+    assert pod["spec"]["containers"][0]["volumeMounts"][0]["readOnly"] is True
 
 
 def test_written_manifests_read_back(renders):

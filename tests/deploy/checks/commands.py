@@ -180,6 +180,9 @@ def serve_config(manifest: Manifest, objects: list[Manifest]) -> Iterator[str]:
                 yield f"import_path: there is no module {module}"
         elif name not in _defined(path):
             yield f"import_path: {module} has no {name}"
+        for deployment in application.get("deployments") or ():
+            if path.is_file() and f'name="{deployment.get("name")}"' not in path.read_text():
+                yield f"{module} has no deployment {deployment.get('name')}"
         for value in (application.get("args") or {}).values():
             for pod in pods([manifest]):
                 if str(value).startswith("/etc/") and (
