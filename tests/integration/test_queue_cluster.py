@@ -33,7 +33,7 @@ class Asking:
     def __init__(self, cluster: Cluster) -> None:
         program = (
             "import json, sys, ray; from cluster import queue_actor\n"
-            "ray.init(address='auto', namespace='lockstep', log_to_driver=False, logging_level=40)\n"
+            "ray.init('auto', namespace='lockstep', log_to_driver=False, logging_level=40)\n"
             "queue_actor.start()\n"
             "for line in sys.stdin:\n"
             "    method, arguments = json.loads(line)\n"
