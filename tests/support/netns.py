@@ -92,7 +92,8 @@ class Node:
     def start(self) -> None:
         """Start Ray on this host and wait until it says that it runs."""
         log = self._network.folder / f"{self.name}.log"
-        role = ["--head", f"--port={_PORT}", f"--include-dashboard={str(self._network.has_dashboard).lower()}",
+        dashboard = str(self._network.has_dashboard).lower()
+        role = ["--head", f"--port={_PORT}", f"--include-dashboard={dashboard}",
                 f"--dashboard-host={self.address}", "--dashboard-port=8265",
                 f"--temp-dir={self._network.folder}/ray"]  # fmt: skip
         if not self._is_head:
