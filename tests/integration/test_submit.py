@@ -16,6 +16,7 @@ from configs.errors import EnvironmentFailure, UserError
 from lockstep.submit import check
 from tests.support.ray_cluster import Cluster
 
+pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray's own call
 STAND_IN = Path(__file__).parents[1] / "support" / "stand_in.py"
 
 
