@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from configs.errors import EnvironmentFailure
 from configs.schema import Job
 from lockstep.api import Run, TrainOptions, train
 from lockstep.follow import Listener
 from registry.leases import Heartbeat
+from trainer.errors import RunFolderError
 
 
 def train_once(job: Job, options: TrainOptions, listener: Listener, heartbeat: Heartbeat) -> Run:
@@ -22,12 +24,17 @@ def train_once(job: Job, options: TrainOptions, listener: Listener, heartbeat: H
 
     Raises:
         LeaseLost: Another process owns the run now.
+        EnvironmentFailure: Processes of an earlier one are still at work; later they are not.
         What `lockstep.api.train` raises.
     """
     folder = Path(job.runs_dir).absolute() / job.name / str(options.run_id)
     if not _is_trained(folder):
         options = replace(options, is_resume=folder.exists())
-        train(job, options=options, listener=_Watchful(listener, heartbeat))
+        try:
+            train(job, options=options, listener=_Watchful(listener, heartbeat))
+        except RunFolderError as error:
+            # Nobody chose this folder: what is wrong with it is a process that is about to end.
+            raise EnvironmentFailure(f"{error} Then run the pipeline again.") from error
     return Run(folder)
 
 
