@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from registry.database import Database
+from registry.schedules import Holder, ScheduleRecord, Schedules
+
 LOCKSTEP = [sys.executable, "-m", "lockstep.cli", "schedule"]
 
 
@@ -72,8 +75,21 @@ def pipeline(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def soon(tmp_path: Path, pipeline: Path) -> Iterator[Daemon]:
-    """A daemon whose clock shows a few seconds to the full minute."""
-    daemon = Daemon(tmp_path, str(pipeline), offset_s=55.5 - time.time() % 60)
+    """A daemon whose clock shows some seconds to the full minute.
+
+    The schedule is known from before: a daemon that comes up late has a tick to make good.
+    """
+    offset_s = 57.0 - time.time() % 60
+    database = Database(f"sqlite:///{tmp_path / 'metadata.db'}")
+    store = Schedules(database)
+    me = Holder("before", "here", 0, "", 1.0)
+    store.claim(me)
+    with store.round(me) as round_:
+        name = ("nightly", str(pipeline), "* * * * *", "Europe/Zurich")
+        round_.put(ScheduleRecord(*name, 0.0, "skip", looked_until=time.time() + offset_s))
+    store.release(me)
+    database.close()
+    daemon = Daemon(tmp_path, str(pipeline), offset_s=offset_s)
     yield daemon
     daemon.stop()
 

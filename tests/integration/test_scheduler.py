@@ -176,6 +176,7 @@ def test_a_run_outlives_a_killed_scheduler_and_is_found(bench: Bench, killed: Ti
     assert bench.events() == ["at_work", "found", "failed"]
 
 
+@pytest.mark.long
 def test_a_run_that_ended_without_a_scheduler_is_told(bench: Bench, killed: TickRecord) -> None:
     (bench.root / "gate").touch()
     assert killed.pid is not None
@@ -186,6 +187,7 @@ def test_a_run_that_ended_without_a_scheduler_is_told(bench: Bench, killed: Tick
     assert (tick.exit_status, tick.attempt) == (5, 1)
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_too_is_started_once_more(bench: Bench, killed: TickRecord) -> None:
     assert killed.pid is not None
     os.killpg(killed.pid, signal.SIGKILL)

@@ -14,6 +14,8 @@ from tests.integration.test_tracking import JOB, SUMMARY
 from tests.support.mlflow_server import MlflowServer, mlflow_server
 from trainer.tracking import BOUNDS, TrackedRun, Tracker
 
+pytestmark = pytest.mark.long  # MLflow takes seconds to import
+
 
 @pytest.fixture
 def server() -> Iterator[MlflowServer]:
@@ -98,7 +100,6 @@ def test_what_is_refused_for_good_is_told_apart(
     assert [next(iter(line)) for line in told] == ["run", "sent", "refused", "waiting"]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kind", ["well", "slow", "error", "refusing", "dead", "files"])
 def test_whatever_mlflow_is_the_run_ends_in_time(
     server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
