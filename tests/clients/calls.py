@@ -125,7 +125,7 @@ def openais(url: str) -> None:
     client = openai.OpenAI(api_key=KEY, base_url=f"{url}/openai/v1", max_retries=2)
     endpoint = f"/v1/models/{MODEL}:predict"
     lines = [
-        {"custom_id": f"r{n}", "method": "POST", "url": endpoint, "body": {"instances": [x]}}
+        {"custom_id": f"r{n}", "method": "POST", "url": endpoint, "body": {"instances": [{"x": x}]}}
         for n, x in enumerate(X.tolist())
     ]
     text = "\n".join(map(json.dumps, lines)).encode()
