@@ -32,7 +32,7 @@ def write_mlp(folder: Path) -> Path:
         "inputs": [{"name": name, "shape": [None]} for name in FEATURES],
         "label": {"name": "y", "dtype": "float32", "shape": [None, 1]},
         "weight": None,
-        "outputs": [{"shape": [None, 1]}],
+        "outputs": [{"name": "prediction", "shape": [None, 1]}],
     }
     files = {
         "model.keras": (folder / "model.keras").read_bytes(),
