@@ -224,7 +224,8 @@ class Keeper:
         self._store.save(record)
         self._queue.remove(record.run_id, self._clock())
         self._jobs.ended(record.run_id)
-        self._store.tidy()
+        for run_id in self._store.tidy():
+            del self._records[run_id]
 
     def _forget_asking(self, record: Record) -> None:
         self._asked.discard(submission_id(record.run_id, record.attempt))
