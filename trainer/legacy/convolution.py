@@ -70,7 +70,9 @@ def _convolution(config: Config, shapes: Sequence[Shape], site: Site) -> Piece:
         return arrays
 
     if site.is_theano and is_plain:
-        site.note("kernels of convolutions were turned around, because Theano convolved with them so")
+        site.note(
+            "kernels of convolutions were turned around, because Theano convolved with them so"
+        )
     if is_first:
         _note_moved(site)
     return Piece(piece.name, [*before, *piece.steps], piece.holder, arrange)
@@ -224,9 +226,7 @@ def _pooling(config: Config, shapes: Sequence[Shape], site: Site) -> Piece:
     lengths = _spatial(shapes, axes, is_first)
     if site.is_theano and config.get("padding") == "same":
         return _pooling_of_theano(class_name, config, arguments, lengths, is_first)
-    return Piece(
-        str(config.get("name")), [Step(make_layer(class_name, arguments), is_first)]
-    )
+    return Piece(str(config.get("name")), [Step(make_layer(class_name, arguments), is_first)])
 
 
 def _pooling_of_theano(
