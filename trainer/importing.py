@@ -21,9 +21,13 @@ from typing import Any
 from configs.errors import EnvironmentFailure, UserError
 from trainer.errors import ImportRefused
 
+WORKER = "trainer.import_worker"
+"""The module that imports, in the process."""
+
 _MARK = "lockstep-import:"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "TZ")
 _POLL_S = 0.05
+_WRITTEN_FACTOR = 4  # of the memory, in a single file
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TAIL_CHARACTERS = 1500
 
@@ -95,7 +99,7 @@ def import_model(request: ImportRequest) -> Imported:
             "s and at least 1000 MB are allowed, because TensorFlow alone takes several hundred."
         )
     process = subprocess.Popen(
-        [sys.executable, "-m", "trainer.import_worker"],
+        [sys.executable, "-m", WORKER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -137,7 +141,7 @@ def _limit(pid: int, request: ImportRequest) -> None:
     size = request.memory_mb * 1_000_000
     limits = [
         (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_FSIZE, 4 * size),
+        (resource.RLIMIT_FSIZE, int(_WRITTEN_FACTOR * size)),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_DATA, 2 * size + 2_000_000_000),
     ]

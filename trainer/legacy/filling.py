@@ -78,8 +78,6 @@ def _fill(piece: Piece, arrays: list[Array]) -> None:
             f"layer {piece.name!r} has {len(arrays)} arrays in the file and {wanted} by its "
             "configuration; they must agree. The file is damaged, or of a layer that is not known."
         )
-    if not arrays:
-        return
     try:
         values = piece.arrange([np.asarray(array) for array in arrays])
     except (ValueError, IndexError) as error:
@@ -87,6 +85,8 @@ def _fill(piece: Piece, arrays: list[Array]) -> None:
             f"layer {piece.name!r}: its arrays have shapes {[a.shape for a in arrays]}, which its "
             f"configuration does not give ({error}). The file is damaged."
         ) from error
+    if not values:
+        return
     check_shapes(piece.name, values, [variable.shape for variable in piece.holder.weights])
     piece.holder.set_weights(values)
     if isinstance(piece.holder, keras.layers.Normalization):

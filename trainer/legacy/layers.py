@@ -261,7 +261,7 @@ def _normalization(config: Config, shapes: Sequence[Shape], site: Site) -> Piece
     stored = (0, 3) if config.get("mean") is None else (0, 0)
 
     def arrange(arrays: list[Array]) -> list[Array]:
-        return [*arrays[:2], np.asarray(0 if len(arrays) < 3 else arrays[2])]
+        return [*arrays[:2], np.asarray(arrays[2])] if arrays else []
 
     return Piece(piece.name, piece.steps, piece.holder, arrange, stored)
 
