@@ -14,6 +14,7 @@ import typer
 from configs.errors import LockstepError, UserError
 from lockstep.commands import batches, jobs, manifests, models, retraining, serve, users
 from lockstep.commands import schedule as schedule_commands
+from lockstep.commands.importing import import_
 from lockstep.commands.options import (
     Address,
     JobFile,
@@ -34,6 +35,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+models_app = typer.Typer(help="Registered models.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+models_app.command("import")(import_)
 
 data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
 app.add_typer(data_app, name="data")

@@ -22,13 +22,13 @@ import tensorflow as tf
 from configs.errors import did_you_mean
 from data_pipeline.encoding import ENCODED_ENDPOINT
 from data_pipeline.features import InputLayout
+from data_pipeline.naming import unlabelled_layout
 from serving.errors import ModelFileError
 from serving.signature import (
     SIGNATURE_FILE,
     Signature,
     name_columns,
     read_signature,
-    unlabelled_layout,
 )
 
 _H5_SUFFIXES = (".h5", ".hdf5")

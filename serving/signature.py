@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.encoding import read_encoding
-from data_pipeline.features import InputColumn, InputLayout
+from data_pipeline import naming
+from data_pipeline.encoding import Encoding, read_encoding
+from data_pipeline.errors import DataError
+from data_pipeline.features import InputLayout
 from data_pipeline.tables import MAX_TABLE_ROWS, Wanted
 from serving.errors import ModelFileError
 
@@ -69,12 +71,7 @@ def read_signature(path: Path) -> Signature:
         record = json.loads(path.read_text())
         label = record["label"]
         layout = InputLayout(
-            features=_input_columns(
-                [
-                    (entry["name"], tuple(entry["shape"][1:]), entry.get("encoding"))
-                    for entry in record["inputs"]
-                ]
-            ),
+            features=naming.placed_columns([_column(entry) for entry in record["inputs"]]),
             label=label["name"],
             label_dtype=label["dtype"],
             label_size=math.prod(label["shape"][1:]),
@@ -94,55 +91,19 @@ def read_signature(path: Path) -> Signature:
 
 
 def name_columns(names: Sequence[str], input_shape: tuple[int, ...], model: str) -> InputLayout:
-    """The layout of a model with one input and no signature, whose columns the caller names.
-
-    One name stands for a column with the whole input, a list; else each name stands for one number
-    of an input that is a vector.
+    """`data_pipeline.naming.name_columns`, for a model file.
 
     Raises:
         ModelFileError: No names were given, or their number does not fit.
     """
-    size = math.prod(input_shape)
-    is_vector = len(input_shape) < 2
-    choices = [f"{size} columns of numbers" if size > 1 else "a column of numbers"]
-    choices = choices if is_vector else []
-    if size > 1:
-        choices.append(f"a column of lists of {size} numbers")
-    allowed = " or ".join(choices)
-    if not names:
-        raise ModelFileError(
-            f"{model} comes without {SIGNATURE_FILE}, so nothing tells which columns are its "
-            f"input of shape {list(input_shape)}: {allowed}. Name them in order with --features "
-            "a,b,c."
-        )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ModelFileError(
-            f"--features names {twice[0]!r} more than once. Name each column once."
-        )
-    if len(names) == 1 and size > 1:
-        return unlabelled_layout([(names[0], input_shape)])
-    if not is_vector or len(names) != size:
-        raise ModelFileError(
-            f"--features names {len(names)} columns; {model} takes {allowed}. Name as many."
-        )
-    return unlabelled_layout([(name, ()) for name in names])
+    try:
+        return naming.name_columns(names, input_shape, model)
+    except DataError as error:
+        raise ModelFileError(str(error)) from None
 
 
-def unlabelled_layout(columns: Sequence[tuple[str, tuple[int, ...]]]) -> InputLayout:
-    """The layout of columns, given as name and shape, for a model whose label is not known."""
-    placed = _input_columns([(name, shape, None) for name, shape in columns])
-    return InputLayout(placed, "", "float32", 1, None)
-
-
-def _input_columns(
-    columns: Sequence[tuple[str, tuple[int, ...], dict[str, Any] | None]],
-) -> tuple[InputColumn, ...]:
-    """Columns, given as name, shape of a number and record of an encoding, one after the other."""
-    placed: list[InputColumn] = []
-    for name, shape, record in columns:
-        offset = placed[-1].offset + placed[-1].size if placed else 0
-        encoding = None if record is None else read_encoding(record)
-        shape = shape if encoding is None else encoding.shape
-        placed.append(InputColumn(name, shape, offset, False, encoding))
-    return tuple(placed)
+def _column(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], Encoding | None]:
+    """Name, shape of a number and encoding of an input in a `signature.json`."""
+    record = entry.get("encoding")
+    encoding = None if record is None else read_encoding(record)
+    return entry["name"], tuple(entry["shape"][1:]), encoding

@@ -68,19 +68,28 @@ def write_artifact(
         model.save(folder / "trained_model.h5")
     if has_saved_model:
         _write_saved_model(folder / "saved_model", model, layout)
-    signature = model_signature(model, layout)
-    (folder / "signature.json").write_text(json.dumps(signature, indent=2) + "\n")
+    write_signature(folder, model_signature(model, layout))
     write_manifest(folder, lineage)
+
+
+def write_signature(folder: Path, signature: dict[str, Any]) -> None:
+    """Write signature.json."""
+    (folder / "signature.json").write_text(json.dumps(signature, indent=2) + "\n")
 
 
 def model_signature(model: keras.Model, layout: InputLayout) -> dict[str, Any]:
     """Names, types and shapes of what the artifact takes and gives; null is the number of rows."""
+    return signature_record(layout, tuple(model.output_shape[1:]), _compile_record(model))
+
+
+def signature_record(
+    layout: InputLayout, output_shape: tuple[int, ...], compiled: dict[str, Any] | None
+) -> dict[str, Any]:
+    """A signature, given the shape of a row's prediction, and loss and metrics or None."""
     return {
         "inputs": [_input_record(feature) for feature in layout.features],
         "model_input": {"dtype": "float32", "shape": [None, *layout.input_shape]},
-        "outputs": [
-            {"name": "prediction", "dtype": "float32", "shape": [None, *model.output_shape[1:]]}
-        ],
+        "outputs": [{"name": "prediction", "dtype": "float32", "shape": [None, *output_shape]}],
         "label": {
             "name": layout.label,
             "dtype": layout.label_dtype,
@@ -88,7 +97,7 @@ def model_signature(model: keras.Model, layout: InputLayout) -> dict[str, Any]:
             "classes": None if layout.label_classes is None else list(layout.label_classes),
         },
         "weight": layout.weight,
-        "compile": _compile_record(model),
+        "compile": compiled,
     }
 
 

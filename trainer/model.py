@@ -22,6 +22,7 @@ from data_pipeline.scan import Statistics
 from trainer import keras_adapter
 from trainer.errors import ModelError, user_code_error
 from trainer.front import columns_of, front_layers, has_front
+from trainer.legacy.file import is_old_h5
 
 _MODULES = {
     "layers": keras.layers,
@@ -52,9 +53,9 @@ def build_model(job: Job, layout: InputLayout, statistics: Statistics | None) ->
         model = _model_from_layers(job, layout, statistics)
     elif job.model.builder is not None:
         built = call_builder(job.model.builder, job.model.arguments, job.train.dtype_policy)
-        model = _with_front(_with_one_input(built, layout), job, layout, statistics)
+        model = _with_front(with_one_input(built, layout), job, layout, statistics)
     else:
-        loaded = _with_one_input(load_keras_file(str(job.model.file)), layout)
+        loaded = with_one_input(load_keras_file(str(job.model.file)), layout)
         model = _with_front(loaded, job, layout, statistics)
     _check_input(model, layout)
     if job.compile is not None:
@@ -166,7 +167,21 @@ def call_builder(builder: str, arguments: dict[str, Any], dtype_policy: str) -> 
 
 
 def load_keras_file(path: str) -> keras.Model:
-    """The model in a .keras or .h5 file, with its optimizer where it has one."""
+    """The model in a .keras or .h5 file, with its optimizer where it has one.
+
+    Raises:
+        ModelError: It cannot be loaded, or is one of Keras 1 or 2.
+    """
+    if (
+        Path(path).suffix.lower() in (".h5", ".hdf5")
+        and Path(path).is_file()
+        and is_old_h5(Path(path))
+    ):
+        raise ModelError(
+            f"{path} was written by Keras 1 or 2; files of Keras 3 are loaded as they are. Convert "
+            "it with `lockstep models import FILE --name NAME`, and name the model.keras of its "
+            "artifact."
+        )
     try:
         return keras.saving.load_model(path)
     except Exception as error:
@@ -236,7 +251,7 @@ def _refuse_own_steps(model: keras.Model) -> None:
         )
 
 
-def _with_one_input(model: keras.Model, layout: InputLayout) -> keras.Model:
+def with_one_input(model: keras.Model, layout: InputLayout) -> keras.Model:
     """A model of several inputs, named as features are, behind one input of joined rows."""
     _refuse_own_steps(model)
     names = [tensor.name for tensor in getattr(model, "inputs", None) or []]

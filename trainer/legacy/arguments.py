@@ -91,7 +91,7 @@ def activation_of(name: Any, owner: str) -> str | None:
             f"{', '.join(sorted(_BY_NUMBER | _BY_VECTOR))} are allowed. A function of your own "
             "has to be built in Keras 3."
         )
-    return _ACTIVATION_NAMES.get(name, name)
+    return _ACTIVATION_NAMES.get(str(name), str(name))
 
 
 def arguments_of(class_name: str, config: Config, note: Note) -> dict[str, Any]:

@@ -6,6 +6,7 @@ where TensorFlow counts from what the stride leaves; such layers become an expli
 layer without.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from trainer.errors import ImportRefused
 from trainer.legacy.arguments import arguments_of, layer_name
 from trainer.legacy.file import Array, Config
-from trainer.legacy.layers import make_layer, rule, with_activation
+from trainer.legacy.layers import make_layer, rule, same_layer, with_activation
 from trainer.legacy.piece import Piece, Shape, Site, Step
 from trainer.legacy.weights import conv1d_of_keras_1, spatial_last_of_keras_1, turned
 
@@ -70,7 +71,9 @@ def _convolution(config: Config, shapes: Sequence[Shape], site: Site) -> Piece:
         return arrays
 
     if site.is_theano and is_plain:
-        site.note("kernels of convolutions were turned around, because Theano convolved with them so")
+        site.note(
+            "kernels of convolutions were turned around, because Theano convolved with them so"
+        )
     if is_first:
         _note_moved(site)
     return Piece(piece.name, [*before, *piece.steps], piece.holder, arrange)
@@ -224,9 +227,7 @@ def _pooling(config: Config, shapes: Sequence[Shape], site: Site) -> Piece:
     lengths = _spatial(shapes, axes, is_first)
     if site.is_theano and config.get("padding") == "same":
         return _pooling_of_theano(class_name, config, arguments, lengths, is_first)
-    return Piece(
-        str(config.get("name")), [Step(make_layer(class_name, arguments), is_first)]
-    )
+    return Piece(str(config.get("name")), [Step(make_layer(class_name, arguments), is_first)])
 
 
 def _pooling_of_theano(
@@ -351,3 +352,48 @@ def _locally_connected(config: Config, shapes: Sequence[Shape], site: Site) -> P
     steps = [Step(model, is_first), *sums.steps[1:]]
     stored = (2 if config.get("use_bias", True) else 1, 0)
     return Piece(str(config.get("name")), steps, model, arrange, stored)
+
+
+@rule("UpSampling2D")
+def _upsampling(config: Config, shapes: Sequence[Shape], site: Site) -> Piece:
+    """Bilinear in Keras before tf.keras: pixel `i` is read at `i / size`, with no half pixels."""
+    is_before = site.model.keras == 2 and re.fullmatch(r"2\.[0-3]\.\d+", site.model.version)
+    if config.get("interpolation") != "bilinear" or not is_before:
+        return same_layer("UpSampling2D", config, site)
+    is_first = config.get("data_format") == "channels_first"
+    lengths = _spatial(shapes, 2, is_first)
+    known = [length for length in lengths if length is not None]
+    if len(known) != 2:
+        raise ImportRefused(
+            f"layer {config.get('name')!r} enlarges images of any size as Keras before tf.keras "
+            "did; known sizes are allowed. Give --input-shape."
+        )
+    factors = sizes(config.get("size", 2), 2)
+    name = layer_name(config.get("name"))
+    rows, columns = (length * factor for length, factor in zip(known, factors, strict=True))
+    inner = [
+        make_layer(
+            "EinsumDense",
+            {"equation": equation, "output_shape": shape, "trainable": False, "name": label},
+        )
+        for equation, shape, label in (
+            ("bhwc,hi->biwc", (rows, None, None), f"{name}_rows"),
+            ("bhwc,wj->bhjc", (None, columns, None), f"{name}_columns"),
+        )
+    ]
+    model = keras.Sequential(inner, name=name)
+    fixed = [_bilinear(n, factor) for n, factor in zip(known, factors, strict=True)]
+    return Piece(
+        str(config.get("name")), [Step(model, is_first)], model, lambda _: list(fixed), (0, 0)
+    )
+
+
+def _bilinear(length: int, factor: int) -> Array:
+    """From `length` numbers to `factor` times as many: `(length, length * factor)`."""
+    places = np.arange(length * factor) / factor
+    below = np.floor(places).astype(int)
+    matrix = np.zeros((length, length * factor), np.float32)
+    for at, (low, place) in enumerate(zip(below, places, strict=True)):
+        matrix[low, at] += 1 - (place - low)
+        matrix[min(low + 1, length - 1), at] += place - low
+    return matrix

@@ -93,7 +93,7 @@ def read_old_h5(path: Path) -> OldModel:
         with h5py.File(path) as file:
             model = plain_json(json.loads(_text(file.attrs["model_config"])))
             training = file.attrs.get("training_config")
-            group = file["model_weights"] if "model_weights" in file else file
+            group = file.get("model_weights", file)
             weights = {
                 name: list(_arrays(group[name])) for name in _texts(group.attrs, "layer_names")
             }

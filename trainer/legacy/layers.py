@@ -1,4 +1,4 @@
-"""The rules for all old layers but convolutions and recurrent ones: which layers of Keras 3 they are.
+"""The rules for old layers, but convolutions and recurrent ones: what they are in Keras 3.
 
 A rule takes a configuration in the words of Keras 2 and gives a `Piece`. Layers without a rule of
 their own are the layer of the same name in Keras 3, if it is in the catalogue and runs no code of
@@ -261,7 +261,7 @@ def _normalization(config: Config, shapes: Sequence[Shape], site: Site) -> Piece
     stored = (0, 3) if config.get("mean") is None else (0, 0)
 
     def arrange(arrays: list[Array]) -> list[Array]:
-        return [*arrays[:2], np.asarray(0 if len(arrays) < 3 else arrays[2])]
+        return [*arrays[:2], np.asarray(arrays[2])] if arrays else []
 
     return Piece(piece.name, piece.steps, piece.holder, arrange, stored)
 
@@ -316,7 +316,7 @@ def _maxout(config: Config, shapes: Sequence[Shape], site: Site) -> Piece:
 
 @rule("Highway")
 def _highway(config: Config, shapes: Sequence[Shape], site: Site) -> Piece:
-    """t h(x) + (1 - t) x, where t = sigmoid(W_carry x + b_carry)."""
+    """T h(x) + (1 - t) x, where t = sigmoid(W_carry x + b_carry)."""
     base = layer_name(config.get("name"))
     width = shapes[0][-1]
     row = keras.layers.Input((width,), name=f"{base}_input")
@@ -338,8 +338,8 @@ def _highway(config: Config, shapes: Sequence[Shape], site: Site) -> Piece:
     def arrange(arrays: list[Array]) -> list[Array]:
         kernel, carry, *biases = arrays
         pairs = [(kernel, *biases[:1]), (carry, *biases[1:])]
-        dense = changed_piece.holder
-        order = pairs if model.weights and model.weights[0] is dense.weights[0] else pairs[::-1]
+        is_gate_first = model.weights[0] is gate.weights[0]
+        order = pairs[::-1] if is_gate_first else pairs
         return [array for pair in order for array in pair]
 
     return Piece(str(config.get("name")), [Step(model)], model, arrange)
@@ -407,4 +407,3 @@ def _no_equal(config: Config, shapes: Sequence[Shape], site: Site) -> Piece:
         "layer of Keras 3 has; its layers are allowed. Train the model again with PReLU or "
         "another activation."
     )
-

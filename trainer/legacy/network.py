@@ -1,23 +1,21 @@
 """Old models of layers, sequential or functional, as Keras 3's models.
 
-Owns the forms in which connections were written, models inside models, and whose arrays are whose:
-Keras wrote those of a nested model trainable ones first, then the others, layer by layer.
+Owns the forms in which connections were written, models inside models, and branches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from trainer.errors import ImportRefused
 from trainer.legacy import convolution, recurrent  # noqa: F401  (they bring their rules)
 from trainer.legacy.arguments import layer_name
-from trainer.legacy.file import Array, Config, OldModel, Stored
+from trainer.legacy.file import Config, OldModel
+from trainer.legacy.filling import fill_from_groups
 from trainer.legacy.layers import RULES, same_layer
-from trainer.legacy.piece import Moved, Piece, Shape, Site, apply_steps, settled
+from trainer.legacy.piece import Moved, Piece, Shape, Site, Step, apply_steps, settled
 from trainer.legacy.vocabulary import from_keras_1, ordering_of, without_versions
-from trainer.legacy.weights import check_shapes
 
 _MODELS = ("Sequential", "Model", "Functional")
 _MAX_LAYERS = 20_000
@@ -42,12 +40,12 @@ def rebuild(
     site = Site(model, ordering_of(model.config) or usual, make_piece)
     if model.class_name not in _MODELS:
         raise ImportRefused(
-            f"the model is a {model.class_name}, a class of its author's; Sequential and functional "
-            "models are allowed. Build the model from layers, and save it again."
+            f"the model is a {model.class_name}, a class of its author's; Sequential and "
+            "functional models are allowed. Build the model from layers, and save it again."
         )
     built, parts = _build(model.class_name, model.config, site, input_shape)
     for part in parts:
-        _fill_from_groups(part, model.weights)
+        fill_from_groups(part, model.weights)
     return built, site.notes
 
 
@@ -75,8 +73,6 @@ def make_piece(class_name: str, config: Config, shapes: Sequence[Shape], site: S
 
 
 def _as_piece(built: keras.Model, parts: list[Piece], is_trainable: bool) -> Piece:
-    from trainer.legacy.piece import Step
-
     return Piece(built.name, [Step(built)], parts=parts, is_trainable=is_trainable)
 
 
@@ -110,7 +106,9 @@ def _sequential(
             "--input-shape, such as --input-shape 28,28,1."
         )
     row = keras.layers.Input(shape)
-    value, used, parts = Moved(row), [], []
+    value = Moved(row)
+    used: list[keras.layers.Layer] = []
+    parts: list[Piece] = []
     for entry in listed:
         if entry["class_name"] == "InputLayer":
             continue
@@ -282,9 +280,7 @@ def _called(
     named = {key: tuple(v[:3]) for key, v in keywords.items() if _is_reference(v, listed)}
     if any(key[:2] not in values for key in [*taken, *named.values()]):
         return False
-    arguments = {
-        key: settled(values[v[:2]][v[2]], False, []).tensor for key, v in named.items()
-    }
+    arguments = {key: settled(values[v[:2]][v[2]], False, []).tensor for key, v in named.items()}
     if isinstance(keywords.get("training"), bool):
         arguments["training"] = keywords["training"]
     got = [values[source, at][tensor] for source, at, tensor in taken]
@@ -309,81 +305,3 @@ def _is_reference(value: Any, listed: dict[str, Config]) -> bool:
         and isinstance(value[0], str)
         and value[0] in listed
     )
-
-
-def _fill_from_groups(piece: Piece, groups: dict[str, list[Stored]]) -> None:
-    """Give a layer of the outermost model its arrays.
-
-    Keras 1 wrote the layers of a nested Sequential as groups of their own.
-    """
-    stored = groups.get(piece.name, [])
-    if piece.parts is not None and not stored:
-        for part in piece.parts:
-            _fill_from_groups(part, groups)
-        return
-    if piece.parts is None:
-        _fill(piece, [entry.values for entry in stored])
-        return
-    for leaf, arrays in _shared_out(piece, stored):
-        _fill(leaf, arrays)
-
-
-def _leaves(piece: Piece, is_trainable: bool = True) -> Iterator[tuple[Piece, bool]]:
-    """The layers of a nested model that are no models, and whether they were trained."""
-    is_trainable = is_trainable and piece.is_trainable
-    if piece.parts is None:
-        yield piece, is_trainable
-        return
-    for part in piece.parts:
-        yield from _leaves(part, is_trainable)
-
-
-def _shared_out(piece: Piece, stored: Sequence[Stored]) -> Iterator[tuple[Piece, list[Array]]]:
-    """A nested model's arrays, each leaf's own."""
-    leaves = [leaf for leaf, _ in _leaves(piece) if sum(leaf.counts)]
-    by_name = {leaf.name: [s for s in stored if leaf.name in s.name.split("/")] for leaf in leaves}
-    if len(by_name) == len(leaves) and all(
-        len(by_name[leaf.name]) == sum(leaf.counts) for leaf in leaves
-    ):
-        yield from ((leaf, [entry.values for entry in by_name[leaf.name]]) for leaf in leaves)
-        return
-    wanted = sum(sum(leaf.counts) for leaf in leaves)
-    if wanted != len(stored):
-        raise ImportRefused(
-            f"the model {piece.name!r} inside the model has {len(stored)} arrays in the file and "
-            f"{wanted} by its layers; they must agree. The file is damaged, or of layers that are "
-            "not known."
-        )
-    rest = list(stored)
-    given: dict[int, list[Array]] = {id(leaf): [] for leaf in leaves}
-    for kind in (0, 1):
-        for leaf in leaves:
-            trained, other = leaf.counts
-            counts = (trained, other) if leaf.is_trainable else (0, trained + other)
-            given[id(leaf)] += [entry.values for entry in rest[: counts[kind]]]
-            rest = rest[counts[kind] :]
-    yield from ((leaf, given[id(leaf)]) for leaf in leaves)
-
-
-def _fill(piece: Piece, arrays: list[Array]) -> None:
-    if piece.holder is None:
-        return
-    wanted = sum(piece.counts)
-    if len(arrays) != wanted:
-        raise ImportRefused(
-            f"layer {piece.name!r} has {len(arrays)} arrays in the file and {wanted} by its "
-            "configuration; they must agree. The file is damaged, or of a layer that is not known."
-        )
-    if not arrays:
-        return
-    try:
-        values = piece.arrange([np.asarray(array) for array in arrays])
-    except (ValueError, IndexError) as error:
-        raise ImportRefused(
-            f"layer {piece.name!r}: its arrays have shapes {[a.shape for a in arrays]}, which its "
-            f"configuration does not give ({error}). The file is damaged."
-        ) from error
-    check_shapes(piece.name, values, [variable.shape for variable in piece.holder.weights])
-    piece.holder.set_weights(values)
-    if isinstance(piece.holder, keras.layers.Normalization):
-        piece.holder.finalize_state()

@@ -39,7 +39,7 @@ class Piece:
         steps: What is applied, in order.
         holder: The layer whose variables take its arrays; None where it has none.
         arrange: From the arrays of the file to those of the holder's `weights`.
-        stored: How many trainable and other arrays the file has for it; None: as many as the holder.
+        stored: How many trainable and other arrays the file has of it; None: as the holder has.
         parts: The layers of a nested model, in the order in which the file lists them.
         is_trainable: Whether it was not frozen.
     """

@@ -117,8 +117,8 @@ def _convolutional(config: Config, shapes: Sequence[Shape], site: Site) -> Piece
     is_usual = all(size % 2 for size in kernel) and set(strides) == {1}
     if site.is_theano and not (is_usual or config.get("padding") == "valid" and kernel[0] % 2):
         raise ImportRefused(
-            f"layer {config.get('name')!r} is a {class_name} that Theano padded in a way that Keras 3 "
-            "does not; odd kernels without strides are allowed. Train the model again."
+            f"layer {config.get('name')!r} is a {class_name} that Theano padded in a way that "
+            "Keras 3 does not; odd kernels without strides are allowed. Train the model again."
         )
     if is_first:
         _refuse_channels(class_name, config)
@@ -147,8 +147,8 @@ def _convolutional(config: Config, shapes: Sequence[Shape], site: Site) -> Piece
 def _refuse_channels(class_name: str, config: Config) -> None:
     """Refuse channels behind the axis of time."""
     raise ImportRefused(
-        f"layer {config.get('name')!r} is a {class_name} with channels_first, which Keras 3 does not "
-        "compute on a CPU; channels_last is allowed. Train the model again with channels_last."
+        f"layer {config.get('name')!r} is a {class_name} with channels_first, which Keras 3 does "
+        "not compute on a CPU; channels_last is allowed. Train the model again with channels_last."
     )
 
 
@@ -214,4 +214,3 @@ def _bidirectional(config: Config, shapes: Sequence[Shape], site: Site) -> Piece
 
     stored = (count + backward.counts[0], 0)
     return Piece(str(config.get("name")), [Step(layer)], layer, arrange, stored)
-

@@ -1,7 +1,8 @@
 """Arrays of old files in the order and shape of Keras 3's layers.
 
-Pure functions of arrays. Owns the layouts: Keras 1 kept a kernel a gate, and kernels of convolutions
-as the backend liked them; Theano turned kernels around; cuDNN's layers kept transposed ones.
+Pure functions of arrays. Owns the layouts: Keras 1 kept a kernel a gate, and kernels of
+convolutions as the backend liked them; Theano turned kernels around; cuDNN's layers kept transposed
+ones.
 """
 
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ def spatial_last_of_keras_1(kernel: Array, axes: int) -> Array:
 
 
 def conv1d_of_keras_1(kernel: Array, size: int, filters: int) -> Array:
-    """A kernel of Keras 1's Convolution1D, `(size, 1, channels, filters)` or, before 1.2,
-    `(filters, channels, size, 1)`, as `(size, channels, filters)`.
+    """A kernel of Keras 1's Convolution1D as `(size, channels, filters)`.
+
+    It was `(size, 1, channels, filters)` or, before 1.2, `(filters, channels, size, 1)`.
     """
     if kernel.ndim != 4:
         return kernel
@@ -51,7 +53,7 @@ def joined_gates(arrays: Sequence[Array], order: Sequence[int]) -> list[Array]:
 
 
 def from_cudnn(arrays: Sequence[Array], gates: int) -> list[Array]:
-    """Arrays of a CuDNNLSTM (4 gates) or CuDNNGRU (3) as those of LSTM, or of GRU that resets after.
+    """Arrays of a CuDNNLSTM (4 gates) or CuDNNGRU (3) as those of LSTM, or GRU that resets after.
 
     cuDNN keeps each gate's kernels transposed, in Fortran's order, and two biases.
     """

@@ -1,0 +1,186 @@
+"""Files that could run code, reach out of themselves, or grow out of proportion are refused."""
+
+import json
+import stat
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.errors import ImportRefused
+from trainer.safety import check_config, check_h5, check_saved_model, unpack_archive
+
+LIMIT = 50_000_000
+
+
+def layer(class_name, module="keras.layers", **config):
+    entry = {"module": module, "class_name": class_name, "config": config}
+    return {"class_name": "Sequential", "module": "keras", "config": {"layers": [entry]}}
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        layer("Dense", units=3, activation="relu"),
+        layer(
+            "Dense", activation={"class_name": "function", "module": "builtins", "config": "relu"}
+        ),
+        layer("GetItem", module="keras.src.ops.numpy", name="x"),
+        layer("Dense", kernel_initializer={"module": "keras.initializers", "class_name": "Zeros"}),
+        layer("Dense", dtype={"module": "keras", "class_name": "DTypePolicy", "config": {}}),
+        layer("StringLookup", vocabulary=["a", "b"]),
+    ],
+)
+def test_what_is_kerass_own_is_allowed(described):
+    check_config(described)
+
+
+@pytest.mark.parametrize(
+    ("described", "reason"),
+    [
+        (layer("Lambda", function={"class_name": "__lambda__"}), "runs a function"),
+        (layer("TFSMLayer", filepath="/x"), "loads another file"),
+        (layer("TorchModuleWrapper", module="x"), "unpickles"),
+        (layer("Dense", activation={"class_name": "__lambda__", "config": {}}), "a function"),
+        (layer("system", module="os"), "code of its author"),
+        (layer("Dense", module="evil.layers"), "code of its author"),
+        (layer("Dense", module="keras_evil"), "code of its author"),
+        (layer("get_file", module="keras.utils"), "code of its author"),
+        (layer("run", module="keras.src.ops.numpy.os:x"), "code of its author"),
+        (layer("MyLayer", module=None), "no class of Keras"),
+        (
+            {"class_name": "Dense", "module": None, "registered_name": "my_package>Dense"},
+            "code of its author",
+        ),
+        (layer("StringLookup", vocabulary="/etc/passwd"), "reads its vocabulary"),
+        ({"class_name": "function", "module": "builtins", "config": {"code": "x"}}, "a function"),
+    ],
+)
+def test_what_could_run_code_or_read_files_is_refused(described, reason):
+    with pytest.raises(ImportRefused, match=reason):
+        check_config(described)
+
+
+def test_a_configuration_without_end_is_refused():
+    value: dict = {}
+    for _ in range(1000):
+        value = {"config": value}
+    with pytest.raises(ImportRefused, match="nested too deeply"):
+        check_config(value)
+
+
+def archive(path, entries, **details):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in entries:
+            entry = zipfile.ZipInfo(name)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            for key, value in details.items():
+                setattr(entry, key, value)
+            opened.writestr(entry, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("entries", "details", "reason"),
+    [
+        ([("config.json", "{}"), ("../outside.json", "{}")], {}, "reaches out"),
+        ([("config.json", "{}"), ("assets/../../x", "{}")], {}, "reaches out"),
+        ([("/config.json", "{}")], {}, "reaches out"),
+        ([("config.json", "{}")], {"external_attr": (stat.S_IFLNK | 0o777) << 16}, "reaches out"),
+        ([("config.json", "{}"), ("run.py", "x")], {}, "no .keras file has"),
+        ([("config.json", "{}"), ("model.weights.h5", b"\0" * LIMIT)], {}, "unpacks to"),
+        ([("metadata.json", "{}")], {}, "no config.json"),
+    ],
+)
+def test_archives_that_reach_out_or_blow_up_are_refused(tmp_path, entries, details, reason):
+    path = archive(tmp_path / "m.keras", entries, **details)
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    with pytest.raises(ImportRefused, match=reason):
+        unpack_archive(path, inside, 2 * LIMIT)
+    assert list(inside.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_a_name_twice_is_refused(tmp_path):
+    path = archive(tmp_path / "m.keras", [("config.json", "{}"), ("config.json", "[]")])
+    with pytest.raises(ImportRefused, match="twice"):
+        unpack_archive(path, tmp_path, LIMIT)
+
+
+def test_a_cut_off_archive_is_refused(tmp_path):
+    path = archive(tmp_path / "m.keras", [("config.json", json.dumps({"a": "b" * 999}))])
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ImportRefused, match="no whole"):
+        unpack_archive(path, tmp_path, LIMIT)
+
+
+def test_hdf5_files_that_reach_out_or_blow_up_are_refused(tmp_path):
+    def made(name, write):
+        path = tmp_path / name
+        with h5py.File(path, "w") as file:
+            write(file)
+        return path
+
+    def external(file):
+        file["x"] = h5py.ExternalLink("/etc/hostname", "/")
+
+    def soft(file):
+        file.create_group("g")["x"] = h5py.SoftLink("/y")
+
+    def elsewhere(file):
+        file.create_dataset("x", (4,), "u1", external=[("/etc/hostname", 0, 4)])
+
+    def huge(file):
+        file.create_dataset("x", (2**40,), "f4", chunks=(1024,))
+
+    for write, reason in [
+        (external, "link to elsewhere"),
+        (soft, "link to elsewhere"),
+        (elsewhere, "lies in another file"),
+        (huge, "arrays of huge"),
+    ]:
+        with pytest.raises(ImportRefused, match=reason):
+            check_h5(made(f"{write.__name__}.h5", write), LIMIT)
+    check_h5(made("good.h5", lambda file: file.create_dataset("x", data=np.ones(9))), LIMIT)
+    (tmp_path / "cut.h5").write_bytes((tmp_path / "good.h5").read_bytes()[:700])
+    with pytest.raises(ImportRefused, match="cannot be read"):
+        check_h5(tmp_path / "cut.h5", LIMIT)
+
+
+def test_a_saved_model_keeps_to_its_tensors(tmp_path):
+    def saved(name, function):
+        module = tf.Module()
+        module.f = tf.function(function, input_signature=[tf.TensorSpec((None, 2), tf.float32)])
+        tf.saved_model.save(module, str(tmp_path / name), signatures=module.f)
+        return tmp_path / name
+
+    def writes(x):
+        tf.io.write_file("/tmp/never", "x")
+        return 2 * x
+
+    def reads(x):
+        return x + tf.cast(tf.strings.length(tf.io.read_file("/etc/hostname")), tf.float32)
+
+    def python(x):
+        return tf.ensure_shape(tf.numpy_function(lambda value: value, [x], tf.float32), (None, 2))
+
+    def branches(x):  # operations inside of branches are seen, too
+        return tf.cond(tf.reduce_sum(x) > 0, lambda: reads(x), lambda: x)
+
+    check_saved_model(saved("good", lambda x: 2 * x), False)
+    for function, operation in [
+        (writes, "WriteFile"),
+        (reads, "ReadFile"),
+        (python, "PyFunc"),
+        (branches, "ReadFile"),
+    ]:
+        folder = saved(function.__name__, function)
+        with pytest.raises(ImportRefused, match=operation):
+            check_saved_model(folder, False)
+        check_saved_model(folder, True)
+    (tmp_path / "good" / "assets" / "x").symlink_to("/etc/hostname")
+    with pytest.raises(ImportRefused, match="is a link"):
+        check_saved_model(tmp_path / "good", True)
