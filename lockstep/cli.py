@@ -36,23 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-models_app = typer.Typer(help="Registered models.", no_args_is_help=True)
-app.add_typer(models_app, name="models")
-models_app.command("import")(import_)
-
 data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-app.add_typer(batches.app, name="batches")
-app.add_typer(models.app, name="models")
-app.command()(retraining.retrain)
-app.add_typer(schedule_commands.app, name="schedule")
-app.add_typer(users.app, name="users")
-app.command("serve")(serve.serve)
-app.command()(manifests.render)
-app.command()(manifests.launch)
-app.command()(manifests.leave)
-app.add_typer(jobs.jobs_app, name="jobs")
-app.command()(jobs.submit)
 
 
 @app.command()
@@ -266,6 +251,20 @@ def schema(
     from configs.schema import Job
 
     print_json((Pipeline if pipeline else Job).model_json_schema())
+
+
+models.app.command("import")(import_)
+app.add_typer(models.app, name="models")
+app.command()(retraining.retrain)
+app.add_typer(schedule_commands.app, name="schedule")
+app.command("serve")(serve.serve)
+app.add_typer(users.app, name="users")
+app.add_typer(batches.app, name="batches")
+app.command()(jobs.submit)
+app.add_typer(jobs.jobs_app, name="jobs")
+app.command()(manifests.render)
+app.command()(manifests.launch)
+app.command()(manifests.leave)
 
 
 def main() -> None:

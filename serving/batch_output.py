@@ -25,8 +25,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_pipeline import storage
 from configs.stores import is_remote
+from data_pipeline import storage
 from data_pipeline.object_stores import failures_of, store_of
 from serving.batch_plan import ROW_COLUMN
 from serving.line_rows import CUSTOM_ID

@@ -20,11 +20,11 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from configs.stores import is_remote, reason
 from data_pipeline import storage
 from data_pipeline.csv_text import MISSING
 from data_pipeline.errors import ReadError
 from data_pipeline.features import null_rows
-from configs.stores import is_remote, reason
 from data_pipeline.source import Column, DataFile, partitions_of, with_partitions
 from data_pipeline.tables import Wanted
 from serving.errors import BatchError

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import storage
 from configs.stores import SCHEMES, is_remote
+from data_pipeline import storage
 from serving.errors import BatchError, LocationError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
