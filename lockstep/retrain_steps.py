@@ -30,7 +30,7 @@ from data_pipeline.ingest import ingested
 from data_pipeline.inventory import file_sha256, read_inventory
 from lockstep import api
 from lockstep.follow import Listener
-from lockstep.hold_trial import ROWS, evidence_of, hold_trial
+from lockstep.hold_trial import ROWS, evidence_of, has_own_code, hold_trial, input_columns
 from lockstep.pipeline_rows import files_now, look_for_news, roles_of_files, rules_for_rows
 from lockstep.registration import code_state
 from lockstep.train_once import train_once
@@ -136,7 +136,9 @@ class PipelineSteps:
             training,
             self._folder / "rows",
             extra=[each.column for each in self._pipeline.gate.slices],
-            wished=[] if champion is None else _columns(self._context.registry.fetch(champion)),
+            wished=[]
+            if champion is None
+            else input_columns(self._context.registry.fetch(champion)),
             max_rows=data.evaluation.max_rows,
         )
         train = rows.train or ingested("train", training, job.data)
@@ -183,6 +185,7 @@ class PipelineSteps:
             "slice_rows": {each.column: each.min_rows for each in gate.slices},
             "smoke_rows": gate.smoke.rows,
             "tolerance": gate.smoke.tolerance,
+            "has_own_code": has_own_code(self._pipeline.job),
             "trained": done["train"]["metrics"].get("test", {}),
         }
         return hold_trial(self._folder / "trial", request)
@@ -381,15 +384,6 @@ class PipelineSteps:
             if (artifact / name).exists():
                 shutil.copyfile(artifact / name, copies / name)
         return copies / _MODEL_FILES[0]
-
-
-def _columns(artifact: Path) -> list[str]:
-    """Columns that a model of the registry needs to be judged."""
-    signature = artifact / "signature.json"
-    if not signature.exists():
-        return []
-    record = json.loads(signature.read_text())
-    return [entry["name"] for entry in record["inputs"]]
 
 
 def _listed(files: dict[str, Any]) -> dict[str, Any]:
