@@ -14,7 +14,7 @@ from lockstep.cli import app
 from lockstep.follow import Interrupted
 from registry.database import Database
 from registry.leases import Leases, this_process
-from tests.unit.test_pipeline_files import JOB, pipeline
+from tests.unit.test_pipeline_schema import JOB, pipeline
 from trainer.metric_names import metric_names
 
 
