@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from configs.catalog import is_own_code, split_spec
 from configs.errors import EnvironmentFailure, UserError
+from configs.schema import Job
 from trainer.files import write_json
 from trainer.gate import Evidence, Judged, SliceRows
 
@@ -105,3 +107,18 @@ def evidence_of(folder: Path, answer: dict[str, Any], champion_name: str) -> Evi
         answer["size_bytes"],
         answer["smoke"],
     )
+
+
+def has_own_code(job: Job) -> bool:
+    """Whether the model may have layers that Keras does not know."""
+    layers = [split_spec(spec)[0] for spec in job.model.layers or []]
+    return job.model.layers is None or any(is_own_code(name) for name in layers)
+
+
+def input_columns(artifact: Path) -> list[str]:
+    """Columns that a model of the registry needs to be judged."""
+    signature = artifact / "signature.json"
+    if not signature.exists():
+        return []
+    record = json.loads(signature.read_text())
+    return [entry["name"] for entry in record["inputs"]]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from configs.catalog import is_own_code, split_spec
 from configs.errors import LockstepError, UserError, did_you_mean
 from configs.load import load_pipeline
 from configs.pipeline import Pipeline
@@ -153,9 +154,16 @@ def check_metrics(pipeline: Pipeline) -> None:
     Raises UserError.
     """
     compiled = pipeline.job.compile
-    known = None if compiled is None else metric_names(compiled)
-    if known is None:
+    if compiled is None:
         return
+    judges = (compiled.loss, *compiled.metrics, *compiled.weighted_metrics)
+    own = [name for spec in judges if is_own_code(name := split_spec(spec)[0])]
+    if own:
+        raise UserError(
+            f"job.compile names {own[0]}; a pipeline judges by losses and metrics of Keras, which "
+            "every process can load. Take it out, or train with `lockstep train`."
+        )
+    known = metric_names(compiled)
     for name in pipeline.gate.metrics:
         if name not in known:
             raise UserError(

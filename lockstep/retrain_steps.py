@@ -30,7 +30,7 @@ from data_pipeline.ingest import ingested
 from data_pipeline.inventory import file_sha256, read_inventory
 from lockstep import api
 from lockstep.follow import Listener
-from lockstep.hold_trial import ROWS, evidence_of, hold_trial
+from lockstep.hold_trial import ROWS, evidence_of, has_own_code, hold_trial, input_columns
 from lockstep.pipeline_rows import files_now, look_for_news, roles_of_files, rules_for_rows
 from lockstep.registration import code_state
 from lockstep.train_once import train_once
@@ -136,7 +136,7 @@ class PipelineSteps:
             training,
             self._folder / "rows",
             extra=[each.column for each in self._pipeline.gate.slices],
-            wished=[] if champion is None else _columns(self._context.registry.fetch(champion)),
+            wished=[] if champion is None else input_columns(self._artifact_of(champion)),
             max_rows=data.evaluation.max_rows,
         )
         train = rows.train or ingested("train", training, job.data)
@@ -173,16 +173,16 @@ class PipelineSteps:
             raise EnvironmentFailure(
                 f"{rows['evaluation']} is not what was frozen. Begin anew with --fresh."
             )
-        champion = self._champion_of(done["discover"])
-        gate = self._pipeline.gate
+        champion, gate = self._champion_of(done["discover"]), self._pipeline.gate
         request = {
             "candidate": done["train"]["artifact"],
-            "champion": None if champion is None else str(self._context.registry.fetch(champion)),
+            "champion": None if champion is None else str(self._artifact_of(champion)),
             "champion_name": str(champion),
             "evaluation": rows["evaluation"],
             "slice_rows": {each.column: each.min_rows for each in gate.slices},
             "smoke_rows": gate.smoke.rows,
             "tolerance": gate.smoke.tolerance,
+            "has_own_code": has_own_code(self._pipeline.job),
             "trained": done["train"]["metrics"].get("test", {}),
         }
         return hold_trial(self._folder / "trial", request)
@@ -331,6 +331,9 @@ class PipelineSteps:
             return None
         return self._context.registry.version(self._pipeline.model_name, number)
 
+    def _artifact_of(self, version: Version) -> Path:
+        return self._context.registry.fetch(version)
+
     def _seen_by(self, champion: Version | None) -> Result | None:
         """What the champion's run found, if it was one of this pipeline."""
         origin = {} if champion is None else champion.lineage.get("pipeline") or {}
@@ -369,7 +372,7 @@ class PipelineSteps:
 
     def _copy_of(self, champion: Version) -> Path:
         """The champion's Keras file in the run's folder: a run that goes on finds the same one."""
-        artifact = self._context.registry.fetch(champion)
+        artifact = self._artifact_of(champion)
         if not (artifact / _MODEL_FILES[0]).exists():
             raise RegistryError(
                 f"start_from: champion needs a {_MODEL_FILES[0]}, which {champion} does not have. "
@@ -381,15 +384,6 @@ class PipelineSteps:
             if (artifact / name).exists():
                 shutil.copyfile(artifact / name, copies / name)
         return copies / _MODEL_FILES[0]
-
-
-def _columns(artifact: Path) -> list[str]:
-    """Columns that a model of the registry needs to be judged."""
-    signature = artifact / "signature.json"
-    if not signature.exists():
-        return []
-    record = json.loads(signature.read_text())
-    return [entry["name"] for entry in record["inputs"]]
 
 
 def _listed(files: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def answer_to(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         LockstepError: The candidate cannot be judged. A champion that cannot be is told instead.
     """
     artifact = Path(request["candidate"])
-    predictor = load_predictor(artifact)
+    predictor = _loaded(artifact, request["has_own_code"])
     latency = _latency(predictor, request["evaluation"])
     ours = judge_rows(predictor, request["evaluation"], request["slice_rows"])
     answer: dict[str, Any] = {
@@ -85,10 +85,20 @@ def answer_to(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _champion(request: dict[str, Any], candidate: Predictor) -> JudgedRows:
     """The champion, judged by the candidate's loss and metrics."""
-    champion = load_predictor(Path(request["champion"]))
+    champion = _loaded(Path(request["champion"]), request["has_own_code"])
     judged_alike = champion.judged_by(candidate.signature.compile)
     label = candidate.signature.layout.label
     return judge_rows(judged_alike, request["evaluation"], request["slice_rows"], label)
+
+
+def _loaded(artifact: Path, has_own_code: bool) -> Predictor:
+    """The model as a server loads it; with layers of the user's own it is the SavedModel that can.
+
+    Raises:
+        ModelFileError: It cannot be loaded.
+    """
+    saved_model = artifact / FORMATS[1]
+    return load_predictor(saved_model if has_own_code and saved_model.exists() else artifact)
 
 
 def _latency(predictor: Predictor, evaluation: str) -> dict[str, float]:
@@ -136,9 +146,15 @@ def _smoke(
         for name, wanted in inputs.items()
     }
     for name in FORMATS[1:]:
-        if (artifact / name).exists():
+        if not (artifact / name).exists():
+            continue
+        try:
             theirs = load_predictor(artifact / name).predict(columns)
-            problems.append(first_difference(name, ours[: len(theirs)], theirs, tolerance))
+        except LockstepError as error:
+            if not request["has_own_code"]:
+                problems.append(f"{name} cannot be served: {error}")
+            continue
+        problems.append(first_difference(name, ours[: len(theirs)], theirs, tolerance))
     penalty = float((predictor.signature.compile or {}).get("weight_penalty") or 0.0)
     trained = {name: value for name, value in request["trained"].items() if value is not None}
     # Penalties on activations are in the training's loss alone: other metrics tell more surely.

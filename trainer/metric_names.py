@@ -2,7 +2,7 @@
 
 import re
 
-from configs.catalog import catalog, is_own_code, split_spec
+from configs.catalog import catalog, split_spec
 from configs.schema import CompileConfig
 
 _MORE_IS_BETTER = (
@@ -16,16 +16,11 @@ def is_more_better(name: str) -> bool:
     return any(word in name.lower() for word in _MORE_IS_BETTER)
 
 
-def metric_names(config: CompileConfig) -> list[str] | None:
-    """Names of the results of a job's compile section, `loss` first.
-
-    None where the user's own code names some of them.
-    """
+def metric_names(config: CompileConfig) -> list[str]:
+    """Names of the results of a job's compile section of Keras's own objects, `loss` first."""
     names = ["loss"]
     for spec in (*config.metrics, *config.weighted_metrics):
         name, arguments = split_spec(spec)
-        if is_own_code(name):
-            return None
         given = arguments.get("name")
         is_class = name in catalog()["metrics"]["classes"]
         names.append(str(given) if given else _snake_case(name) if is_class else name)

@@ -55,6 +55,7 @@ def request(models: Path, candidate: Path, **changes: Any) -> dict[str, Any]:
         "slice_rows": {"k": 10},
         "smoke_rows": 50,
         "tolerance": 1e-3,
+        "has_own_code": False,
         "trained": {},
         **changes,
     }
@@ -88,6 +89,18 @@ def test_an_artifact_whose_formats_differ_fails(models: Path, tmp_path: Path) ->
     shutil.copytree(models / "bad" / "saved_model", mixed / "saved_model")
     (problem,) = answer_to(request(models, mixed))[0]["smoke"]
     assert problem.startswith("saved_model predicts ")
+
+
+@pytest.mark.long
+def test_an_artifact_of_which_a_format_is_broken_fails(models: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(models / "good", broken)
+    (broken / "trained_model.h5").write_bytes(b"no model")
+    (problem,) = answer_to(request(models, broken))[0]["smoke"]
+    assert problem.startswith("trained_model.h5 cannot be served: ")
+    # Of layers of the user's own only the SavedModel can be loaded everywhere.
+    (broken / "model.keras").write_bytes(b"needs a class")
+    assert answer_to(request(models, broken, has_own_code=True))[0]["smoke"] == []
 
 
 @pytest.mark.long

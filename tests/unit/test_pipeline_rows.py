@@ -19,7 +19,7 @@ from lockstep.pipeline_rows import (
     roles_of_files,
     rules_for_rows,
 )
-from tests.unit.test_pipeline_files import JOB
+from tests.unit.test_pipeline_schema import JOB
 
 DAY = 86_400_000_000
 

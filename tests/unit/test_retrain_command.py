@@ -14,7 +14,7 @@ from lockstep.cli import app
 from lockstep.follow import Interrupted
 from registry.database import Database
 from registry.leases import Leases, this_process
-from tests.unit.test_pipeline_files import JOB, pipeline
+from tests.unit.test_pipeline_schema import JOB, pipeline
 from trainer.metric_names import metric_names
 
 
@@ -54,10 +54,14 @@ def test_metrics_are_named_as_keras_does(metric: Any, name: str) -> None:
     compiled = load_pipeline(pipeline(job=job)).job.compile
     assert compiled is not None
     assert metric_names(compiled) == ["loss", name]
-    own = JOB | {"compile": {"loss": "mse", "metrics": ["my.metrics:Own"]}}
-    compiled = load_pipeline(pipeline(job=own)).job.compile
-    assert compiled is not None
-    assert metric_names(compiled) is None
+
+
+@pytest.mark.parametrize("field", ["loss", "metrics"])
+def test_what_every_process_cannot_load_judges_nothing(field: str) -> None:
+    own = "my.module:Own" if field == "loss" else ["my.module:Own"]
+    job = JOB | {"compile": {"loss": "mse"} | {field: own}}
+    with pytest.raises(UserError, match="job.compile names my.module:Own; a pipeline judges by"):
+        module.check_metrics(load_pipeline(pipeline(job=job)))
 
 
 def test_what_makes_no_difference_to_a_decision_leaves_an_unfinished_run(tmp_path: Path) -> None:

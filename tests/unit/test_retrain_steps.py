@@ -18,8 +18,8 @@ from registry.leases import Heartbeat, Leases
 from registry.pipelines import PipelineStore
 from registry.store import Registry
 from tests.support.artifacts import write_artifact
-from tests.unit.test_pipeline_files import JOB
 from tests.unit.test_pipeline_rows import write
+from tests.unit.test_pipeline_schema import JOB
 
 
 class World:

@@ -13,7 +13,7 @@ from lockstep import train_once as module
 from lockstep.api import TrainOptions
 from lockstep.follow import SilentListener
 from registry.errors import LeaseLost
-from tests.unit.test_pipeline_files import JOB
+from tests.unit.test_pipeline_schema import JOB
 from trainer.errors import RunFolderError
 
 OPTIONS = TrainOptions(run_id="r1")
