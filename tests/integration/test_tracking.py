@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from cluster.channel import Message
 from configs.errors import JobError, UserError
-from configs.load import job_digest, load_job
+from configs.load import dump_job, job_digest, load_job
+from trainer.payloads import TrainingSettings
+from trainer.supervisor import TrainingSupervisor
 from trainer.tracking import TrackedRun, Tracker, parameters_of, tracking_address
 
 STUB = Path(__file__).parents[1] / "support" / "stub_mlflow"
@@ -226,3 +229,41 @@ def test_no_sender_is_left_behind(stub: pytest.MonkeyPatch, tmp_path: Path) -> N
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     commands = [Path(f"/proc/{child}/cmdline").read_text() for child in children]
     assert not [command for command in commands if "mlflow_sender" in command]
+
+
+def test_the_coordinators_side_keeps_the_record(stub: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run that fails in its second epoch, and the next coordinator's, without any worker."""
+    job = load_job({**JOB, "tracking": {"mlflow_uri": "http://127.0.0.1:9"}})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "job.yaml").write_text(dump_job(job))
+    calls = tmp_path / "calls.jsonl"
+
+    def fail_after(epochs: list[int], is_resumed: bool) -> dict[str, Any]:
+        settings: Any = TrainingSettings(
+            *(job, "r1", str(folder), None, str(folder / "checkpoints"), is_resumed),
+            tracking_address="http://me:secret@127.0.0.1:9",
+        )
+        assert "secret" not in repr(settings)
+        supervisor = TrainingSupervisor(settings, lambda event: None)
+        supervisor.begin()
+        for epoch in epochs:
+            body = {"epoch": epoch, "step": 4, "loss": 1.0}
+            supervisor.on_message(Message(1, 0, "epoch", body))
+        supervisor.failed(RuntimeError("a worker died"))
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        return summary
+
+    first = fail_after([0], is_resumed=False)
+    assert (first["tracking"]["undelivered"], first["status"]) == (0, "failed")
+    told = [json.loads(line) for line in calls.read_text().splitlines()]
+    assert "search_runs" not in [call["call"] for call in told]
+    assert {"call": "set_terminated", "status": "FAILED"} in told
+    calls.unlink()
+    fail_after([1], is_resumed=True)
+    told = [json.loads(line) for line in calls.read_text().splitlines()]
+    (search,) = [call for call in told if call["call"] == "search_runs"]
+    assert search["filter"] == "tags.`lockstep_run_id` = 'r1' and tags.`lockstep_job` = 'flights'"
+    losses = [m for call in told for m in call.get("metrics", []) if m[0] == "loss"]
+    assert [(value, step) for _, value, _, step in losses] == [(1.0, 0), (1.0, 1)]
+    assert "secret" not in "".join(path.read_text() for path in folder.glob("*.*"))
