@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from configs.errors import LockstepError, UserError
-from lockstep.commands import models, serve, users
+from lockstep.commands import batches, models, serve, users
 from lockstep.commands.options import (
     Address,
     JobFile,
@@ -38,6 +38,7 @@ app = typer.Typer(
 
 data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(batches.app, name="batches")
 app.add_typer(models.app, name="models")
 app.add_typer(users.app, name="users")
 app.command("serve")(serve.serve)

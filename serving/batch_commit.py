@@ -115,6 +115,8 @@ class Committer:
             sources = ("finalizing",)
         values: dict[str, Any] = {f"{status}_at": now, "problems": json.dumps(list(problems))}
         values |= {"position": None, "eta_s": None}
+        kept_s = json.loads(job.request).get("output_expires_after_s")
+        values["output_expires_at"] = None if kept_s is None else now + kept_s
         if job.plan is not None:
             shards = self._store.shards(job.id, "done")
             sweep_attempts(job.folder)
@@ -145,8 +147,6 @@ class Committer:
     ) -> dict[str, str | None]:
         """Files of all predictions and of all errors, where parts can follow each other as one."""
         plan = json.loads(job.plan or "{}")
-        request = json.loads(job.request)
-        kept_s = request.get("output_expires_after_s")
         names: dict[str, str | None] = {}
         for field, is_errors in (("output_file", False), ("error_file", True)):
             parts = [f for s in shards for f in files_of(s) if f.is_errors == is_errors]
@@ -169,7 +169,7 @@ class Committer:
                         sha256="",
                         job=job.id,
                         created_at=now,
-                        expires_at=None if kept_s is None else now + kept_s,
+                        expires_at=None,  # with the output that it is made of
                     )
                 )
         return names

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import os
-import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +36,6 @@ MANIFEST, SUCCESS = "manifest.json", "_SUCCESS"
 _GROUP_ROWS = 2**20
 _GROUP_BYTES = 64 * 2**20
 _SUFFIXES = {"parquet": ".parquet", "csv": ".csv", "ndjson": ".ndjson", "openai": ".jsonl"}
-_PART = re.compile(r"part-(\d+)\.[a-z]+$")
 
 
 @dataclass(frozen=True)
@@ -304,10 +303,22 @@ def write_manifest(folder: str, manifest: Mapping[str, Any], *, is_complete: boo
         storage.write_whole(f"{folder}/{SUCCESS}", b"\n")
 
 
-def part_number(name: str) -> int | None:
-    """The shard of a part's name."""
-    found = _PART.search(name)
-    return int(found[1]) if found else None
+def remove_output(folder: str) -> None:
+    """Remove an output: first what says that it is one, then all that it names. Idempotent.
+
+    Raises:
+        OSError: The disk fails.
+        DataError: The store refuses.
+        ReadError: The store does not answer.
+    """
+    storage.remove(f"{folder}/{SUCCESS}")
+    for name in ("parts", "errors"):
+        for entry in storage.list_folder(f"{folder}/{name}"):
+            if entry.is_file:
+                storage.remove(f"{folder}/{name}/{entry.name}")
+    storage.remove(f"{folder}/{MANIFEST}")
+    if not is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _table(spec: OutputSpec, chunk: Chunk, values: NDArray[np.float32]) -> pa.Table:

@@ -97,7 +97,7 @@ def make_batches(
         accounts,
         make_pool or make_processes,
         RunnerSettings(**config.runner),
-        sweep=service.files.sweep,
+        sweep=service.sweep,
     )
     return service, runner
 

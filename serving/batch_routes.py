@@ -6,6 +6,7 @@
     GET    /v1/batches    /v1/batches/{batch}
     POST   /v1/batches/{batch}/cancel
     GET    /v1/batches/{batch}/output       the manifest; /output/parts/part-00000.parquet a part
+    DELETE /v1/batches/{batch}/output
 
 Handlers block on the database and on files, so they run in threads; only uploads are read on the
 loop, into a temporary file.
@@ -75,6 +76,7 @@ def batches_router(service: BatchService, authenticate: Authenticate) -> APIRout
         ("GET", "/v1/batches/{batch}", routes.job, None),
         ("POST", "/v1/batches/{batch}/cancel", routes.cancel, None),
         ("GET", "/v1/batches/{batch}/output", routes.output, None),
+        ("DELETE", "/v1/batches/{batch}/output", routes.delete_output, None),
         ("GET", "/v1/batches/{batch}/output/{part:path}", routes.part, None),
     ):
         router.add_api_route(
@@ -140,6 +142,11 @@ class _Routes:
     def output(self, request: Request, batch: str) -> Response:
         """The manifest: every part with its rows and SHA-256."""
         return JSONResponse(self._service.output(self._account(request), batch))
+
+    def delete_output(self, request: Request, batch: str) -> Response:
+        """Remove the output of an ended job."""
+        job = self._service.delete_output(self._account(request), batch)
+        return JSONResponse(describe_job(job))
 
     def part(self, request: Request, batch: str, part: str) -> Response:
         """The bytes of a file that the manifest names."""

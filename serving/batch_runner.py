@@ -31,7 +31,7 @@ from serving.batch_turns import (
 from serving.dispatcher import Dispatcher
 from serving.errors import OwnershipLost
 
-log = logging.getLogger("lockstep.batches")
+log = logging.getLogger(__name__)
 
 
 class BatchRunner:

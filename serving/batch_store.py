@@ -196,6 +196,21 @@ class BatchStore:
             )
         return self.job(name)
 
+    def expired_outputs(self, now: float) -> list[Job]:
+        """Ended jobs whose output's time is over."""
+        with self._database.reading() as connection:
+            rows = connection.execute(sa.select(JOBS).where(JOBS.c.output_expires_at <= now))
+            return [Job(**row) for row in rows.mappings()]
+
+    def forget_output(self, job: Job) -> None:
+        """A job's output is no more, nor are the files that it was. Idempotent."""
+        gone = {"output_bytes": 0, "output_expires_at": None, "output_file": None}
+        with self._writing() as connection:
+            connection.execute(FILES.delete().where(FILES.c.job == job.id))
+            connection.execute(
+                JOBS.update().where(JOBS.c.id == job.id).values(**gone, error_file=None)
+            )
+
     def active_jobs(self) -> list[Job]:
         """All jobs that are not finished, oldest first."""
         query = sa.select(JOBS).where(JOBS.c.status.in_(ACTIVE))

@@ -54,6 +54,7 @@ JOBS = sa.Table(
     sa.Column("eta_s", sa.Double),
     sa.Column("output_file", sa.String(40)),
     sa.Column("error_file", sa.String(40)),
+    sa.Column("output_expires_at", sa.Double),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("expires_at", sa.Double, nullable=False),
     sa.Column("in_progress_at", sa.Double),
@@ -65,6 +66,7 @@ JOBS = sa.Table(
     sa.Column("cancelled_at", sa.Double),
     sa.Index("batch_jobs_of_user", "user_name", "created_at"),
     sa.Index("batch_jobs_by_status", "status"),
+    sa.Index("batch_jobs_by_expiry", "output_expires_at"),
     sa.UniqueConstraint("user_name", "idempotency_key"),
 )
 
@@ -169,6 +171,7 @@ class Job:
         eta_s: Seconds until it is done, as estimated a moment ago.
         output_file: File with its predictions, where they can be had as one.
         error_file: File with its bad rows, likewise.
+        output_expires_at: When its output is removed; None: when the user says so, or was already.
         created_at: When it was submitted; the other times are those of states.
         expires_at: When it is given up.
     """
@@ -206,6 +209,7 @@ class Job:
     expired_at: float | None = None
     cancelling_at: float | None = None
     cancelled_at: float | None = None
+    output_expires_at: float | None = None
 
     @property
     def is_active(self) -> bool:

@@ -27,7 +27,7 @@ PLAN = -1
 _PROBLEMS = 50
 _SLOWEST = 30.0
 
-log = logging.getLogger("lockstep.batches")
+log = logging.getLogger(__name__)
 
 
 @dataclass

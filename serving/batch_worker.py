@@ -101,16 +101,16 @@ def _shard(task: dict[str, Any], model: RowModel) -> dict[str, Any]:
     spec = OutputSpec(**task["output"])
     shard = read_shard(task["shard"], task["record"])
     writer = PartWriter(spec, shard.number, task["epoch"])
-    bad_rows = 0
+    bad_rows, files = 0, None
     try:
         for chunk in read_chunks(read_source(task["source"]), shard, model.batch_rows[-1]):
             values, chunk = predict_chunk(model, chunk)
             bad_rows += len(chunk.errors)
             writer.write(chunk, values)
         files = writer.finish()
-    except BaseException:
-        writer.discard()
-        raise
+    finally:
+        if files is None:
+            writer.discard()
     return {"files": [asdict(file) for file in files], "rows": shard.rows, "bad_rows": bad_rows}
 
 

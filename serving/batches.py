@@ -20,7 +20,7 @@ from serving.batch_files import (
     is_own,
     not_found,
 )
-from serving.batch_output import MANIFEST, SUCCESS
+from serving.batch_output import MANIFEST, SUCCESS, remove_output
 from serving.batch_store import BatchStore, new_id
 from serving.batch_tables import Job
 from serving.batch_wire import BatchRequest, read_request
@@ -206,8 +206,29 @@ class BatchService:
                 "no_output",
                 status=409,
             )
-        manifest: dict[str, Any] = json.loads(storage.read_whole(f"{job.folder}/{MANIFEST}"))
+        try:
+            manifest: dict[str, Any] = json.loads(storage.read_whole(f"{job.folder}/{MANIFEST}"))
+        except FileNotFoundError:
+            raise not_found("output", name) from None
         return manifest
+
+    def delete_output(self, account: Account, name: str) -> Job:
+        """Remove the output of an ended job; the job stays, without it. Idempotent.
+
+        Raises:
+            BatchError: There is no such job, or it has not ended (409).
+        """
+        job = self.job(account, name)
+        if job.is_active:
+            raise BatchError(f"{name} is {job.status}; cancel it first.", "no_output", status=409)
+        self._remove_output(job)
+        return self.job(account, name)
+
+    def sweep(self) -> None:
+        """Remove uploads and outputs whose time is over."""
+        self.files.sweep()
+        for job in self._store.expired_outputs(self._clock()):
+            self._remove_output(job)
 
     def part(self, account: Account, name: str, part: str) -> Iterator[bytes]:
         """The bytes of one file of an output, as its manifest names it.
@@ -223,6 +244,10 @@ class BatchService:
         return blocks_of_file(f"{self.job(account, name).folder}/{part}")
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _remove_output(self, job: Job) -> None:
+        remove_output(job.folder)
+        self._store.forget_output(job)
 
     def _inputs(self, account: Account, request: BatchRequest) -> tuple[list[str], bool]:
         names = [request.input] if isinstance(request.input, str) else list(request.input)

@@ -53,7 +53,7 @@ def predict_chunk(model: RowModel, chunk: Chunk) -> tuple[NDArray[np.float32], C
     size = model.signature.output_size
     if not is_bad.all():
         try:
-            return _predicted(model, chunk, is_bad), chunk
+            return predict_good_rows(model, chunk.inputs, is_bad), chunk
         except caught:
             refused = _refused(model, chunk, np.flatnonzero(~is_bad), caught)
             if not refused:
@@ -67,23 +67,35 @@ def predict_chunk(model: RowModel, chunk: Chunk) -> tuple[NDArray[np.float32], C
     marked = Chunk(chunk.first_row, chunk.inputs, chunk.kept, is_bad, errors)
     if is_bad.all():
         return np.zeros((chunk.rows, size), np.float32), marked
-    return _predicted(model, chunk, is_bad), marked
+    return predict_good_rows(model, chunk.inputs, is_bad), marked
 
 
-def _predicted(model: RowModel, chunk: Chunk, is_bad: NDArray[np.bool_]) -> NDArray[np.float32]:
-    table = chunk.inputs
+def predict_good_rows(
+    model: RowModel, table: pa.Table, is_bad: NDArray[np.bool_], path: str = "input"
+) -> NDArray[np.float32]:
+    """Predictions of the rows of a table in one call, in which bad ones are copies of a good one.
+
+    Args:
+        model: The model.
+        table: The model's columns.
+        is_bad: `(rows,) bool`; at least one is false.
+        path: What error messages call the table.
+
+    Returns:
+        `(rows, output_size) float32`, zeros for bad rows.
+    """
     if is_bad.any():
-        places = np.arange(chunk.rows)
+        places = np.arange(len(is_bad))
         places[is_bad] = np.flatnonzero(~is_bad)[0]
         table = table.take(pa.array(places))
-    values = model.predict(_columns(model, table)).reshape(chunk.rows, -1)
+    values = model.predict(_columns(model, table, path)).reshape(len(is_bad), -1)
     if is_bad.any():
         values[is_bad] = 0.0
     return values
 
 
-def _columns(model: RowModel, table: pa.Table) -> dict[str, Any]:
-    rows = FileRows("input", table)
+def _columns(model: RowModel, table: pa.Table, path: str = "input") -> dict[str, Any]:
+    rows = FileRows(path, table)
     return {name: rows.values(name, wanted) for name, wanted in model.signature.inputs.items()}
 
 

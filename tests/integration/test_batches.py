@@ -465,6 +465,26 @@ def test_files_are_removed_when_their_time_is_over(place):
         place.service.files.one(place.account, file.id)
 
 
+def test_outputs_are_removed_when_their_time_is_over_or_the_user_says_so(place):
+    path = place.write(rows(20))
+    expiring = place.until(place.submit(input=path, output_expires_after_s=60))
+    kept = place.until(place.submit(input=path))
+    place.service.sweep()
+    assert Path(expiring.folder).exists()
+    place.service._clock = lambda: 4e9
+    place.service.sweep()
+    assert not Path(expiring.folder).exists()
+    assert Path(kept.folder).exists()
+    with pytest.raises(BatchError) as error:
+        place.service.output(place.account, expiring.id)
+    assert error.value.status == 404
+    assert place.service.delete_output(place.account, kept.id).output_bytes == 0
+    assert place.service.delete_output(place.account, kept.id).status == "completed"
+    assert os.listdir(place.folder / "service/outputs") == []
+    with pytest.raises(BatchError):
+        place.service.delete_output(place.user("bob"), kept.id)
+
+
 def test_predictors_come_with_work_and_leave_after_a_while(place):
     now = [1000.0]
     place.runner._monotonic = lambda: now[0]
