@@ -121,7 +121,7 @@ def test_an_alias_moves_under_load_without_a_failed_request(service: Served) -> 
     registry = Registry(database, str(service.folder / "home" / "artifacts"))
     number = registry.register(MODEL, divided(service.folder, 4.0, "second")).number
     with Asking(service) as asking:
-        time.sleep(1)
+        wait_until(lambda: len(asking.seen) > 20)
         registry.set_alias(MODEL, "champion", number, who="test", why="test")
         wait_until(lambda: asking.seen[-1:] == [2.25])
         registry.rollback(MODEL, who="test", why="test")
@@ -169,9 +169,7 @@ def test_requests_and_keys_in_the_logs(service: Served) -> None:
 def test_it_ends_with_requests_answered_and_starts_again(folder: Path, key: str) -> None:
     for _ in range(2):
         with served(folder, key, "--predictors", "0") as running, Asking(running) as asking:
-            time.sleep(1)
-            before = len(asking.seen)
-            assert before > 0
+            wait_until(lambda: len(asking.seen) > 20)
             running.process.send_signal(signal.SIGTERM)
             assert running.process.wait(90) == 0
         # A connection that was refused after the end is no answer that was lost half-way.
