@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +204,11 @@ class Trials:
         if kind != "lockstep":
             model = str(self._folder / "model.keras")
             command = [sys.executable, "-m", "benchmarks.serving_peers", kind, str(port), model]
-        if kind == "empty":
-            front = FrontProxy("127.0.0.1", port)
-            environment |= proxy_environment(front, self._folder / "front")
-        with tempfile.TemporaryFile("w+") as log:
+        with ExitStack() as stack:
+            if kind == "empty":
+                front = FrontProxy("127.0.0.1", port)
+                environment |= stack.enter_context(proxy_environment(front))
+            log = stack.enter_context(tempfile.TemporaryFile("w+"))
             server = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -234,7 +235,7 @@ class Trials:
         while time.monotonic() < deadline and server.poll() is None:
             log.seek(0)
             said = log.read()
-            if "ready" in said or "a key: " in said:
+            if "\nready\n" in f"\n{said}" or "a key: " in said:
                 time.sleep(2)  # until the front knows its replica
                 return
             time.sleep(0.2)

@@ -4,9 +4,7 @@ Owns the order of starting and ending, and the demonstration. Ray is embedded an
 process; what must last is in the database and in the service's folder, so the next start goes on.
 """
 
-import importlib.metadata
 import json
-import os
 import shutil
 import signal
 import threading
@@ -18,8 +16,7 @@ from types import FrameType
 
 import configs
 from cluster.runtime import Need, session
-from configs.errors import EnvironmentFailure, UserError
-from configs.service import ServiceConfig
+from configs.errors import EnvironmentFailure
 from lockstep.api import train
 from lockstep.examples import write_example
 from registry.database import Database
@@ -27,8 +24,7 @@ from registry.errors import RegistryError
 from registry.store import Registry
 from serving import deployment
 from serving.accounts import Accounts
-from serving.assembly import Settings, batch_config, log_to
-from serving.batch_process import make_batches
+from serving.assembly import Settings
 from serving.errors import AccountError
 from serving.haproxy import FrontProxy
 
@@ -63,24 +59,6 @@ class Running:
     wait: Callable[[], None]
 
 
-def settings_for(config: ServiceConfig) -> Settings:
-    """The settings of the service's processes; its folder is made.
-
-    Raises:
-        UserError: The folder cannot be made.
-    """
-    home = Path(os.environ.get("LOCKSTEP_HOME") or Path.home() / ".lockstep")
-    folder = Path(config.folder) if config.folder else home / "service"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make {folder}: {error}. Set folder, or LOCKSTEP_HOME, to a place that can be "
-            "written to."
-        ) from error
-    return Settings(config, str(folder.absolute()), importlib.metadata.version("lockstep"))
-
-
 @contextmanager
 def running(settings: Settings, say: Say) -> Iterator[Running]:
     """The service, for the time of a `with` block; ends with requests under way answered.
@@ -112,33 +90,14 @@ def running(settings: Settings, say: Say) -> Iterator[Running]:
                     f"the service does not start: {' '.join(str(error).split())[:300]}. Its log "
                     f"is in {settings.folder}/logs."
                 ) from error
-            with _dispatching(settings):
-                try:
-                    yield Running(front.url, lambda: _wait(asked))
-                finally:
-                    say("ending: requests under way are answered")
-                    deployment.stop()
+            try:
+                yield Running(front.url, lambda: _wait(asked))
+            finally:
+                say("ending: requests under way are answered")
+                deployment.stop()
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
-
-
-@contextmanager
-def _dispatching(settings: Settings) -> Iterator[None]:
-    """Batch jobs go on, from where the last service on this database left them."""
-    if settings.config.predictors == 0:
-        yield
-        return
-    log_to(Path(settings.folder) / "logs")
-    _, runner = make_batches(batch_config(settings))
-    is_over = threading.Event()
-    thread = threading.Thread(target=runner.run, args=(is_over,), name="dispatching")
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def _wait(asked: threading.Event) -> None:

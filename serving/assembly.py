@@ -6,6 +6,7 @@ settings travel to the processes as they are; each opens its own connections.
 
 import asyncio
 import contextlib
+import importlib.metadata
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
 from configs.service import ServiceConfig
 from registry.database import Database
 from registry.errors import DatabaseFailure
@@ -49,6 +51,28 @@ class Settings:
     config: ServiceConfig
     folder: str
     version: str
+
+
+def settings_for(config: ServiceConfig) -> Settings:
+    """The settings of the service's processes; its folder is made.
+
+    Raises:
+        UserError: The folder cannot be made.
+    """
+    folder = Path(config.folder) if config.folder else home() / "service"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make {folder}: {error}. Set folder, or LOCKSTEP_HOME, to a place that can be "
+            "written to."
+        ) from error
+    return Settings(config, str(folder.absolute()), importlib.metadata.version("lockstep"))
+
+
+def home() -> Path:
+    """Where everything is that was not told another place."""
+    return Path(os.environ.get("LOCKSTEP_HOME") or Path.home() / ".lockstep")
 
 
 def batch_config(settings: Settings) -> ProcessConfig:

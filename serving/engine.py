@@ -25,9 +25,10 @@ import numpy as np
 
 from configs.errors import EnvironmentFailure, LockstepError, did_you_mean
 from data_pipeline.features import Array
-from registry.errors import DatabaseFailure, RegistryError
+from registry.errors import RegistryError
 from registry.store import ModelSummary, Registry, Version
 from serving.errors import NotFound, Unavailable
+from serving.json_rows import RowParser
 from serving.lane import BatchFacts, Lane, LaneClosed, LaneLimits
 from serving.metrics import Metrics
 from serving.predictor import Predictor, load_predictor
@@ -65,6 +66,7 @@ class LiveModel:
 
     version: Version
     predictor: Predictor
+    parser: RowParser
     lane: Lane
     cost_bytes: int
     used_at: float
@@ -288,7 +290,7 @@ class Engine:
             await asyncio.sleep(self._limits.poll_s)
             try:
                 await self.refresh()
-            except DatabaseFailure as error:
+            except LockstepError as error:  # nothing that the next look could not find better
                 self._metrics.poll_failures.add(1)
                 _LOG.warning("the registry cannot be read: %s", error)
 
@@ -324,7 +326,8 @@ class Engine:
             raise Unavailable(f"{version} cannot be loaded; the log tells why.", wait_s) from error
         self._metrics.loads.add(1, *labels, "loaded")
         lane = Lane(str(version), predictor.predict_rows, self._limits.lane, self._observer(labels))
-        live = LiveModel(version, predictor, lane, cost_bytes, time.monotonic())
+        parser = RowParser(predictor)
+        live = LiveModel(version, predictor, parser, lane, cost_bytes, time.monotonic())
         self._live[name, number] = live
         self._show_loaded()
         return live

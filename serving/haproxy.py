@@ -13,13 +13,17 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import EnvironmentFailure
 
 LOOPBACK = "127.0.0.1"
+
+_LONGEST_FOLDER = 16
 
 _PROGRAM = """#!/bin/sh
 # Corrects the addresses in the configuration that Ray Serve wrote, then becomes HAProxy.
@@ -60,20 +64,39 @@ class FrontProxy:
         return f"http{'s' if self.tls_cert else ''}://{host}:{self.port}"
 
 
-def proxy_environment(front: FrontProxy, folder: Path) -> Mapping[str, str]:
-    """The environment that makes Ray Serve start HAProxy in this way.
+@contextmanager
+def proxy_environment(front: FrontProxy) -> Iterator[Mapping[str, str]]:
+    """The environment that makes Ray Serve start HAProxy in this way, for the time of a block.
+
+    A folder that only this user can enter holds the program, the configuration and, with TLS, the
+    certificate and key in one file; it goes with the block. It is not below the service's folder,
+    as HAProxy's sockets are in it and a socket's path is 107 letters at most.
 
     Args:
         front: Where it listens.
-        folder: Private to the service; receives the program, the configuration and, with TLS, the
-            certificate and key in one file that only this user can read.
 
     Raises:
-        EnvironmentFailure: There is no HAProxy on this machine.
-        OSError: The folder cannot be written to, or a TLS file not be read.
+        EnvironmentFailure: There is no HAProxy on this machine, the folder cannot be written to,
+            or a TLS file not be read.
     """
     haproxy = haproxy_program()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="lockstep-", dir=_short_temporary_folder()))
+    try:
+        try:
+            environment = _prepared(front, folder, haproxy)
+        except OSError as error:
+            raise EnvironmentFailure(f"cannot prepare the front proxy: {error}") from error
+        yield environment
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short_temporary_folder() -> str:
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= _LONGEST_FOLDER else "/tmp"
+
+
+def _prepared(front: FrontProxy, folder: Path, haproxy: str) -> Mapping[str, str]:
     metrics, stats, first = free_ports(3)
     address = f"{'*' if front.host == '0.0.0.0' else front.host}:{front.port}"
     if front.tls_cert is not None and front.tls_key is not None:
@@ -107,6 +130,9 @@ def proxy_environment(front: FrontProxy, folder: Path) -> Mapping[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(min(first + 200, 65_535)),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
+        # A busy machine takes longer than Ray Serve grants by default, and its front is killed.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
     }
 
 

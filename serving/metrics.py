@@ -113,6 +113,11 @@ class Metrics:
         self.loaded_bytes = gauge("lockstep_models_bytes", "Estimated memory of loaded models.")
         self.loads = counter("lockstep_model_loads_total", "Loads by outcome.", *model, "outcome")
         self.unloads = counter("lockstep_model_unloads_total", "Versions that left.", *model)
+        self.batch_jobs = gauge("lockstep_batch_jobs", "Batch jobs that are not finished.")
+        self.batch_shards = gauge("lockstep_batch_shards", "Shards of batch jobs.", "state")
+        self.batch_compute = counter(
+            "lockstep_batch_compute_seconds_total", "Computation of batch jobs by user.", "user"
+        )
         self.poll_failures = counter(
             "lockstep_registry_poll_failures_total", "Looks at the registry that failed."
         )

@@ -174,7 +174,12 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
         }
         if status in ("429", "503"):
             responses[status]["headers"] = {"Retry-After": {"schema": _SECONDS}}
-    if not path.startswith(("/v1/models", "/v2", "/livez", "/readyz", "/metrics")) and path != "/":
+    own = ("/v1/models", "/v2", "/livez", "/readyz", "/metrics")
+    if (
+        not path.startswith(own) and path != "/"
+    ):  # files and batch jobs: files of any type come back
+        for status in ("200", "201"):
+            responses[status] = {"description": "The answer.", "content": {"*/*": {"schema": _ANY}}}
         return
     media = "text/plain" if path == "/metrics" else "application/json"
     answer: dict[str, Any] = {media: {"schema": _ANY}}

@@ -24,7 +24,6 @@ from serving.bodies import (
 from serving.engine import LiveModel
 from serving.errors import RefusedRequest
 from serving.front import account_of, deadline_of
-from serving.json_rows import RowParser
 from serving.service import Services, Target, find_model, find_number, predict
 from serving.table_bodies import rows_of_table, table_of
 from serving.tensors import TensorSpec, input_specs, output_spec
@@ -165,7 +164,6 @@ def rows_of_json(live: LiveModel, body: bytes) -> tuple[Array, str]:
         raise RefusedRequest(
             f"received signature_name {str(name)[:60]!r}; {_SIGNATURE!r} is allowed. Leave it out."
         )
-    parser = RowParser(live.predictor)
     has_rows, has_columns = "instances" in document, "inputs" in document
     if has_rows == has_columns:
         raise RefusedRequest(
@@ -173,8 +171,8 @@ def rows_of_json(live: LiveModel, body: bytes) -> tuple[Array, str]:
             "needed: instances for rows, inputs for columns."
         )
     if has_rows:
-        return parser.instances(document["instances"]), "predictions"
-    return parser.inputs(document["inputs"]), "outputs"
+        return live.parser.instances(document["instances"]), "predictions"
+    return live.parser.inputs(document["inputs"]), "outputs"
 
 
 def _table(request: Request, live: LiveModel, out: Array, kind: str) -> Response:

@@ -2,13 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from configs.errors import EnvironmentFailure
 from configs.service import load_service
 from lockstep.commands.options import be_quiet
+
+if TYPE_CHECKING:
+    from serving.assembly import Settings
 
 
 def serve(
@@ -55,37 +57,33 @@ def serve(
         },
     )
     be_quiet()
+    from serving.assembly import settings_for
     from serving.haproxy import FrontProxy, proxy_environment
 
-    # Ray Serve reads its environment when it is imported, which the imports below do.
+    # Ray Serve reads its environment when it is imported, which `_serve` does.
     front = FrontProxy(settings.host, settings.port, settings.tls_cert, settings.tls_key)
-    place = Path(settings.folder or _home() / "service") / "proxy"
-    try:
-        environment = proxy_environment(front, place)
-    except OSError as error:
-        raise EnvironmentFailure(f"cannot prepare the front proxy in {place}: {error}") from error
-    os.environ.update(environment)
-    from lockstep.serve import demo_lines, prepare_demo, running, settings_for
+    with proxy_environment(front) as environment:
+        os.environ.update(environment)
+        _serve(settings_for(settings), demo)
+
+
+def _serve(settings: "Settings", is_demo: bool) -> None:
+    from lockstep.serve import demo_lines, prepare_demo, running
 
     def say(text: str) -> None:
         print(text, flush=True)
 
-    whole = settings_for(settings)
-    key = prepare_demo(whole, say) if demo else ""
-    with running(whole, say) as service:
+    key = prepare_demo(settings, say) if is_demo else ""
+    with running(settings, say) as service:
         say(f"serving at {service.url}")
         say(f"  models   {service.url}/v1/models  {service.url}/v2/models")
         say(f"  health   {service.url}/livez  {service.url}/readyz  {service.url}/metrics")
         say(f"  schema   {service.url}/openapi.json")
-        say(f"  logs     {whole.folder}/logs")
-        if demo:
+        say(f"  logs     {settings.folder}/logs")
+        if is_demo:
             say("try:")
             for line in demo_lines(service.url, key):
                 say(f"  {line}")
         else:
             say("a key: lockstep users add NAME")
         service.wait()
-
-
-def _home() -> Path:
-    return Path(os.environ.get("LOCKSTEP_HOME") or Path.home() / ".lockstep")

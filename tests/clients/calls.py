@@ -69,7 +69,7 @@ def tritons(url: str) -> None:
                     model_version="1",
                     outputs=outputs,
                     request_id="7",
-                    headers=HEADERS,
+                    headers={**HEADERS},  # the client writes into it
                     request_compression_algorithm=compression,
                     response_compression_algorithm=compression,
                 )
@@ -125,7 +125,7 @@ def openais(url: str) -> None:
     client = openai.OpenAI(api_key=KEY, base_url=f"{url}/openai/v1", max_retries=2)
     endpoint = f"/v1/models/{MODEL}:predict"
     lines = [
-        {"custom_id": f"r{n}", "method": "POST", "url": endpoint, "body": {"instances": [x]}}
+        {"custom_id": f"r{n}", "method": "POST", "url": endpoint, "body": {"instances": [{"x": x}]}}
         for n, x in enumerate(X.tolist())
     ]
     text = "\n".join(map(json.dumps, lines)).encode()
