@@ -39,6 +39,7 @@ Standings = list[dict[str, Any]]
 _POLL_S = 2.0
 _GONE_S = 300.0  # pods have two minutes to hand over
 _OUTAGE_S = 600.0  # an API server is upgraded in less
+_KEPT = 10
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _STATUS = {  # the operator's words, in those of commands
     "": "starting",
@@ -113,7 +114,8 @@ class KubernetesJobs:
     def launch(self, template: str, *, is_exclusive: bool = False) -> str:
         """Make a run that is a plain copy of a template; returns its id.
 
-        With `is_exclusive` a run of this template that is under way is taken for it.
+        With `is_exclusive` a run of this template that is under way is taken for it. Of runs that
+        have ended the newest ten are kept: nobody else takes the objects of a clock's runs away.
 
         Raises:
             UserError: There is no such template.
@@ -124,6 +126,7 @@ class KubernetesJobs:
             for item in self._client.items("RayJob", f"{ORIGIN_LABEL}={template}"):
                 if not _view(item).is_final:
                     return str(item["metadata"]["name"])
+        self._forget(template)
         run_id = f"{template[:30]}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
         ray_job = copy_of(found, run_id)
         self._make_part(head_budget(ray_job), self._make(ray_job))
@@ -219,6 +222,13 @@ class KubernetesJobs:
             }
             for number, view in enumerate(waiting, 1)
         ]
+
+    def _forget(self, template: str) -> None:
+        items = self._client.items("RayJob", f"{ORIGIN_LABEL}={template}")
+        ended = [str(item["metadata"]["name"]) for item in items if _view(item).is_final]
+        for name in ended[: max(0, len(ended) - _KEPT)]:
+            with contextlib.suppress(NotThere):
+                self._client.delete("RayJob", name)
 
     def _run_template(self, name: str) -> Manifest:
         if self._template is not None:

@@ -241,6 +241,22 @@ def test_an_exclusive_launch_takes_the_run_that_is_under_way(api, cluster):
     assert cluster.jobs.launch("retraining", is_exclusive=True) != "before"
 
 
+def test_a_clock_leaves_no_heap_of_ended_runs(api, cluster):
+    template = api.objects[("RayJob", "retraining")]
+    for number in range(15):
+        old = copy.deepcopy(template)
+        old["metadata"] = {
+            "name": f"old-{number:02}",
+            "labels": {"lockstep/made-from": "retraining", RUN_LABEL: f"old-{number:02}"},
+            "creationTimestamp": f"2026-01-02T00:00:{number:02}Z",
+        }
+        state = "Running" if number == 0 else "Complete"
+        api.add(old | {"status": {"jobDeploymentStatus": state, "jobStatus": "SUCCEEDED"}})
+    cluster.jobs.launch("retraining")
+    left = sorted(name for kind, name in api.objects if kind == "RayJob" and name.startswith("old"))
+    assert left == ["old-00", *(f"old-{number:02}" for number in range(5, 15))]
+
+
 def reader_output(files: dict[str, bytes], summary: Any = None) -> list[str | None]:
     import base64
     import hashlib

@@ -24,7 +24,7 @@ OTHER_PROGRAMS = ("bash", "sh", "sleep", "mlflow", "pg_isready", "redis-server",
 _MODULE_RUN = re.compile(r"exec env -C (?P<folder>\S+) python -P -m (?P<module>[\w.]+)")
 # Rights that a launcher uses, by what it does with them (lockstep/kubernetes_jobs.py).
 LAUNCHER_RIGHTS = {
-    ("ray.io", "rayjobs"): {"get", "list", "create"},
+    ("ray.io", "rayjobs"): {"get", "list", "create", "delete"},
     ("policy", "poddisruptionbudgets"): {"create"},
     ("", "pods"): {"list"},
     ("", "pods/log"): {"get"},
