@@ -39,7 +39,7 @@ class Asking:
             "    method, arguments = json.loads(line)\n"
             "    arguments = [a.encode('latin1') if i and method == 'submit' else a\n"
             "                 for i, a in enumerate(arguments)]\n"
-            "    print(json.dumps(queue_actor.call(method, *arguments)), flush=True)\n"
+            "    print('answer:' + json.dumps(queue_actor.call(method, *arguments)), flush=True)\n"
         )
         environment = {**cluster.environment, "RAY_ADDRESS": f"127.0.0.2:{cluster.port}"}
         self.process = subprocess.Popen(
@@ -56,9 +56,11 @@ class Asking:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps([method, arguments]) + "\n")
         self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        assert answer, "the asking process has ended"
-        return json.loads(answer)
+        while True:  # Ray tells of dead workers in between
+            line = self.process.stdout.readline()
+            assert line, "the asking process has ended"
+            if line.startswith("answer:"):
+                return json.loads(line.removeprefix("answer:"))
 
     def close(self) -> None:
         assert self.process.stdin is not None
