@@ -49,9 +49,6 @@ def import_file(
 ) -> dict[str, Any]:
     """Import a model file as the next version of a model. Blocks.
 
-    The same file with the same options is imported once: a second time gives the version that is
-    there.
-
     Returns:
         `name`, `version`, `aliases`, `digest`, `artifact`, `format`, `can_train` and `warnings`.
 

@@ -143,8 +143,14 @@ def _read(path: Path, request: ImportRequest, scratch: Path, limit: int) -> Foun
 
 
 def _rebuilt(old: OldModel, form: str, request: ImportRequest) -> Found:
-    model, notes = rebuild(old, request.input_shape or None)
-    compile_as_before(model, old, notes.append)
+    try:
+        model, notes = rebuild(old, request.input_shape or None)
+        compile_as_before(model, old, notes.append)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ImportRefused(
+            f"the description of the model is not one that Keras wrote ({type(error).__name__}: "
+            f"{error}), or one that is not known yet. Save the model again."
+        ) from error
     described = f"{form} of Keras {old.version} ({old.backend})"
     return Found(model, described, [*old.notes, *notes])
 
@@ -159,9 +165,10 @@ def _read_archive(path: Path, request: ImportRequest, scratch: Path, limit: int)
     version = str(metadata.get("keras_version", "3"))
     if is_old_archive(metadata):
         return _rebuilt(read_old_archive(config, metadata, weights), ".keras", request)
-    if not request.is_trusted:
-        check_config(config)
-    return Found(_loaded(path, request), f".keras of Keras {version}")
+    compiled = config.pop("compile_config", None) if isinstance(config, dict) else None
+    notes: list[str] = []
+    model = _loaded(path, request, config, compiled, notes)
+    return Found(model, f".keras of Keras {version}", notes)
 
 
 def _json(path: Path) -> Any:
@@ -174,22 +181,37 @@ def _json(path: Path) -> Any:
 
 
 def _read_h5(path: Path, request: ImportRequest) -> Found:
-    with h5py.File(path) as file:
-        config = json.loads(file.attrs["model_config"])
-        training = json.loads(file.attrs.get("training_config", "null"))
-        version = file.attrs.get("keras_version", "3")
-    if not request.is_trusted:
-        check_config(config)
-        check_config(training)
-    return Found(_loaded(path, request), f"h5 of Keras {version}")
+    try:
+        with h5py.File(path) as file:
+            config = json.loads(file.attrs["model_config"])
+            training = json.loads(file.attrs.get("training_config", "null"))
+            version = file.attrs.get("keras_version", "3")
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise ImportRefused(
+            f"the description of the model in {path.name} cannot be read ({error}). Save the model "
+            "again."
+        ) from error
+    notes: list[str] = []
+    model = _loaded(path, request, config, training, notes)
+    return Found(model, f"h5 of Keras {version}", notes)
 
 
-def _loaded(path: Path, request: ImportRequest) -> keras.Model:
-    """A file of Keras 3, by Keras itself."""
+def _loaded(
+    path: Path, request: ImportRequest, config: Any, compiled: Any, notes: list[str]
+) -> keras.Model:
+    """A file of Keras 3, by Keras itself; without loss and metrics of the author's own."""
+    has_compile = bool(compiled)
     if request.is_trusted:
         keras.config.enable_unsafe_deserialization()
+    else:
+        check_config(config)
+        try:
+            check_config(compiled)
+        except ImportRefused as error:
+            has_compile = False
+            notes.append(f"loss, metrics and optimizer are left out: {error}")
     try:
-        return keras.saving.load_model(path, safe_mode=not request.is_trusted)
+        return keras.saving.load_model(path, compile=has_compile, safe_mode=not request.is_trusted)
     except Exception as error:
         reason = " ".join(str(error).split())[:400]
         raise ImportRefused(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import keras
 from tensorflow.core.protobuf import saved_model_pb2
 
 from configs.catalog import catalog
@@ -44,6 +45,7 @@ _MODULES = re.compile(
     r"metrics|optimizers|dtype_policies|random|quantizers|ops|backend|engine)(\.\w+)*)?|builtins"
 )
 _DIALS_OUT = ("vocabulary", "idf_weights", "filepath")
+_OPERATION = re.compile(r"[A-Z]\w*")
 _IN_ARCHIVE = re.compile(r"(metadata\.json|config\.json|model\.weights\.(h5|npz)|assets/[\w./ -]*)")
 _GROWTH = 200
 
@@ -102,10 +104,13 @@ def _check_object(value: dict[str, Any]) -> None:
         )
     if name == "function":
         function = value.get("config")
-        if isinstance(function, str) and re.fullmatch(r"\w+", function):
+        if isinstance(function, str) and _is_function(function):
             return
-        raise ImportRefused(f"the model holds a function of its author's. {TRUST}")
-    is_operation = str(module or "").startswith("keras.src.ops.") and re.fullmatch(r"\w+", name)
+        raise ImportRefused(
+            f"the model holds a function of its author's, {str(function)[:80]!r}; Keras's own are "
+            f"allowed. {TRUST}"
+        )
+    is_operation = str(module or "").startswith("keras.src.ops.") and _OPERATION.fullmatch(name)
     if not is_operation and name not in _STRUCTURES and not _is_known(name):
         raise ImportRefused(
             f"the model has {name!r}, which is no class of Keras; Keras's classes are allowed. "
@@ -115,6 +120,14 @@ def _check_object(value: dict[str, Any]) -> None:
 
 def _is_known(name: str) -> bool:
     return any(name in table["classes"] or name in table["aliases"] for table in catalog().values())
+
+
+def _is_function(name: str) -> bool:
+    found = getattr(keras.activations, name, None)
+    is_activation = callable(found) and name.islower()
+    return is_activation or any(
+        name in catalog()[kind]["aliases"] for kind in ("losses", "metrics")
+    )
 
 
 def unpack_archive(path: Path, folder: Path, limit_bytes: int) -> None:

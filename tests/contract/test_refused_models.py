@@ -56,6 +56,9 @@ def test_what_is_kerass_own_is_allowed(described):
         ),
         (layer("StringLookup", vocabulary="/etc/passwd"), "reads its vocabulary"),
         ({"class_name": "function", "module": "builtins", "config": {"code": "x"}}, "a function"),
+        ({"class_name": "function", "module": "builtins", "config": "eval"}, "a function"),
+        (layer("eval", module="builtins"), "no class of Keras"),
+        (layer("os", module="keras.src.ops.numpy"), "no class of Keras"),
     ],
 )
 def test_what_could_run_code_or_read_files_is_refused(described, reason):

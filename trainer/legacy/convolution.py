@@ -342,7 +342,7 @@ def _locally_connected(config: Config, shapes: Sequence[Shape], site: Site) -> P
             split = weights.reshape(len(weights), channels, *kernel, -1)
             weights = np.moveaxis(split, 1, -2).reshape(weights.shape)
         rest = [array.reshape(-1, int(config["filters"])) for array in arrays[1:]]
-        if is_first and site.is_keras_1:
+        if is_first:  # Keras reshaped biases to the channels in front, and did not turn them
             rest = [array.reshape(int(config["filters"]), -1).T for array in arrays[1:]]
         fixed = np.eye(window, dtype=np.float32).reshape(*kernel, channels, window)
         return [fixed, weights, *rest]

@@ -32,19 +32,18 @@ def fill_from_groups(piece: Piece, groups: dict[str, list[Stored]]) -> None:
         _fill(leaf, arrays)
 
 
-def _leaves(piece: Piece, is_trainable: bool = True) -> Iterator[tuple[Piece, bool]]:
-    """The layers of a nested model that are no models, and whether they were trained."""
-    is_trainable = is_trainable and piece.is_trainable
+def _leaves(piece: Piece) -> Iterator[Piece]:
+    """The layers of a nested model that are no models themselves."""
     if piece.parts is None:
-        yield piece, is_trainable
+        yield piece
         return
     for part in piece.parts:
-        yield from _leaves(part, is_trainable)
+        yield from _leaves(part)
 
 
 def _shared_out(piece: Piece, stored: Sequence[Stored]) -> Iterator[tuple[Piece, list[Array]]]:
     """A nested model's arrays, each leaf's own."""
-    leaves = [leaf for leaf, _ in _leaves(piece) if sum(leaf.counts)]
+    leaves = [leaf for leaf in _leaves(piece) if sum(leaf.counts)]
     by_name = {leaf.name: [s for s in stored if leaf.name in s.name.split("/")] for leaf in leaves}
     if len(by_name) == len(leaves) and all(
         len(by_name[leaf.name]) == sum(leaf.counts) for leaf in leaves

@@ -44,9 +44,18 @@ def rebuild(
             "functional models are allowed. Build the model from layers, and save it again."
         )
     built, parts = _build(model.class_name, model.config, site, input_shape)
+    _name_models(parts, list(model.weights))
     for part in parts:
         fill_from_groups(part, model.weights)
     return built, site.notes
+
+
+def _name_models(parts: list[Piece], groups: list[str]) -> None:
+    """Name nested models as the groups of their arrays: Keras 1 did not write their names."""
+    if len(parts) == len(groups):
+        for part, group in zip(parts, groups, strict=True):
+            if part.parts is not None and part.name not in groups:
+                part.name = group
 
 
 def make_piece(class_name: str, config: Config, shapes: Sequence[Shape], site: Site) -> Piece:
@@ -288,6 +297,7 @@ def _called(
         entry = listed[name]
         shapes = [value.shape for value in got]
         pieces[name] = make_piece(entry["class_name"], entry["config"], shapes, site)
+        pieces[name].name = name
     piece = pieces[name]
     if len(got) == 1:
         outcome = _applied(piece, got[0], [], **arguments)

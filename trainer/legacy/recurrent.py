@@ -7,6 +7,8 @@ Keras, which becomes the one of Keras 3 by scaling the gates' weights.
 from collections.abc import Sequence
 from typing import Any
 
+import keras
+
 from trainer.errors import ImportRefused
 from trainer.legacy.arguments import arguments_of, base_arguments
 from trainer.legacy.convolution import sizes
@@ -120,8 +122,6 @@ def _convolutional(config: Config, shapes: Sequence[Shape], site: Site) -> Piece
             f"layer {config.get('name')!r} is a {class_name} that Theano padded in a way that "
             "Keras 3 does not; odd kernels without strides are allowed. Train the model again."
         )
-    if is_first:
-        _refuse_channels(class_name, config)
     arguments = {**arguments_of(class_name, config, site.note), "data_format": "channels_last"}
     arguments.setdefault("recurrent_activation", "hard_sigmoid")
     layer = make_layer(class_name, arguments)
@@ -141,15 +141,14 @@ def _convolutional(config: Config, shapes: Sequence[Shape], site: Site) -> Piece
         return scaled_gates(arrays, gates) if any(gates) else arrays
 
     stored = ((3 if config.get("use_bias", True) else 2) * (4 if site.is_keras_1 else 1), 0)
-    return Piece(str(config.get("name")), [Step(layer)], layer, arrange, stored)
-
-
-def _refuse_channels(class_name: str, config: Config) -> None:
-    """Refuse channels behind the axis of time."""
-    raise ImportRefused(
-        f"layer {config.get('name')!r} is a {class_name} with channels_first, which Keras 3 does "
-        "not compute on a CPU; channels_last is allowed. Train the model again with channels_last."
-    )
+    steps = [Step(layer)]
+    if is_first:  # the channels stand behind the axis of time, if there is one
+        before = (1, *range(3, axes + 3), 2)
+        after = (axes + 1, *range(1, axes + 1))
+        if config.get("return_sequences"):
+            after = (1, axes + 2, *range(2, axes + 2))
+        steps = [Step(keras.layers.Permute(before)), *steps, Step(keras.layers.Permute(after))]
+    return Piece(str(config.get("name")), steps, layer, arrange, stored)
 
 
 @rule("LSTMCell", "GRUCell", "SimpleRNNCell")

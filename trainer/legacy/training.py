@@ -112,8 +112,10 @@ def _made(kind: str, described: Any, note: Note) -> Any:
         return None
 
 
-def _optimizer(described: Config, note: Note) -> Any:
-    class_name = str(described.get("class_name", ""))
+def _optimizer(described: Any, note: Note) -> Any:
+    if isinstance(described, str):
+        described = {"class_name": described}
+    class_name = str(described.get("class_name", "")).rpartition(">")[2]  # of `Custom>Adam`
     config = described.get("config") or {}
     known = _OPTIMIZERS.get(class_name.lower())
     if known is None:
