@@ -6,6 +6,7 @@ Predictors work in this process here; what their death does is in tests/chaos/te
 import csv
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from configs.errors import UserError
+from configs.errors import EnvironmentFailure, UserError
 from registry.errors import RegistryError
 from serving.accounts import Quotas
 from serving.batch_output import SUCCESS
@@ -463,6 +464,25 @@ def test_files_are_removed_when_their_time_is_over(place):
     assert not Path(file.path).exists()
     with pytest.raises(BatchError):
         place.service.files.one(place.account, file.id)
+
+
+def test_the_loop_begins_anew_after_a_failure_that_nobody_expected(place):
+    name = place.submit(input=place.write(rows(200)), shard_rows=64)
+    real, stop = place.runner.step, threading.Event()
+    failures = iter([ZeroDivisionError("a mistake of ours"), EnvironmentFailure("the database")])
+
+    def step(timeout_s):
+        real(timeout_s)
+        for failure in failures:
+            raise failure
+        if not place.service.job(place.account, name).is_active:
+            stop.set()
+
+    place.runner.step = step
+    place.runner.run(stop, 0.0)
+    job = place.service.job(place.account, name)
+    assert (job.status, output(job).num_rows) == ("completed", 200)
+    assert not place.runner.snapshot()["is_owner"]
 
 
 def test_outputs_are_removed_when_their_time_is_over_or_the_user_says_so(place):
