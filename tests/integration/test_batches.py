@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -411,6 +412,20 @@ def test_uploads_are_inputs_and_are_ones_own(place):
     assert place.service.files.page(bob) == ([], False)
     place.service.files.delete(place.account, file.id)
     assert not Path(file.path).exists()
+
+
+def test_an_upload_that_is_too_large_leaves_nothing(tmp_path):
+    place = Place(tmp_path / "place")
+    files = place.service.files
+    files.settings = replace(files.settings, max_upload_bytes=10)
+    with pytest.raises(BatchError) as error:
+        files.upload(place.account, "x.csv", [b"12345"] * 3)
+    assert error.value.status == 413
+    assert os.listdir(place.folder / "service/files") == []
+    for bad in ({"purpose": "fine-tune"}, {"name": "x.exe"}, {"name": "x\n.csv"}):
+        with pytest.raises(BatchError):
+            files.upload(place.account, **{"name": "x.csv", "blocks": [b""], **bad})
+    place.close()
 
 
 def test_parts_are_fetched_by_the_names_of_the_manifest_only(place):
