@@ -76,29 +76,38 @@ class BatchFiles:
             BatchError: The name or purpose is not allowed, or it is too large (413).
             QuotaExceeded: The user has too many bytes stored.
         """
-        suffix = os.path.splitext(name)[1].lower()
-        if suffix not in FORMATS or len(name) > 256 or not name.isprintable():
-            raise BatchError(
-                f"received a file called {name[:100]!r}; names of up to 256 letters that end with "
-                f"{', '.join(FORMATS)} are allowed. Rename it.",
-                "unknown_format",
-                column="file",
-            )
-        if purpose != "batch":
-            raise BatchError(
-                f"received purpose {purpose[:50]!r}; batch is allowed.",
-                "invalid_purpose",
-                column="purpose",
-            )
+        suffix = _checked_suffix(name, purpose)
         most = account.quotas.bytes
         if most is not None and self._store.stored_bytes(account.user) >= most:
             raise QuotaExceeded(
                 f"{most:,} bytes are stored, as many as are allowed. Delete files.", "bytes", 3600.0
             )
         name_id, now = new_id("file"), self._clock()
-        folder = Path(self.settings.folder, "files")
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name_id}{suffix}"
+        path = Path(self.settings.folder, "files", f"{name_id}{suffix}")
+        size_bytes, digest = self._received(path, blocks)
+        kept_s = self.settings.upload_expires_s if expires_after_s is None else expires_after_s
+        file = StoredFile(
+            id=name_id,
+            user_name=account.user,
+            purpose=purpose,
+            name=os.path.basename(name),
+            path=str(path),
+            size_bytes=size_bytes,
+            sha256=digest,
+            job=None,
+            created_at=now,
+            expires_at=now + kept_s,
+        )
+        try:
+            self._store.add_file(file, most)
+        except QuotaExceeded:
+            path.unlink(missing_ok=True)
+            raise
+        return file
+
+    def _received(self, path: Path, blocks: Iterable[bytes]) -> tuple[int, str]:
+        """Write a file, whole or not at all; its size and SHA-256."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         digest, size_bytes = hashlib.sha256(), 0
         with storage.new_file(str(path)) as out:
             for block in blocks:
@@ -112,25 +121,7 @@ class BatchFiles:
                     )
                 digest.update(block)
                 out.write(block)
-        kept_s = self.settings.upload_expires_s if expires_after_s is None else expires_after_s
-        file = StoredFile(
-            id=name_id,
-            user_name=account.user,
-            purpose=purpose,
-            name=os.path.basename(name),
-            path=str(path),
-            size_bytes=size_bytes,
-            sha256=digest.hexdigest(),
-            job=None,
-            created_at=now,
-            expires_at=now + kept_s,
-        )
-        try:
-            self._store.add_file(file, most)
-        except QuotaExceeded:
-            path.unlink(missing_ok=True)
-            raise
-        return file
+        return size_bytes, digest.hexdigest()
 
     def one(self, account: Account, name: str) -> StoredFile:
         """A file of the user's own. Raises BatchError (404) where there is none."""
@@ -182,6 +173,25 @@ class BatchFiles:
             self._store.remove_file(file.id)
             if file.path:
                 Path(file.path).unlink(missing_ok=True)
+
+
+def _checked_suffix(name: str, purpose: str) -> str:
+    """The end of an upload's name, which tells its format."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in FORMATS or len(name) > 256 or not name.isprintable():
+        raise BatchError(
+            f"received a file called {name[:100]!r}; names of up to 256 letters that end with "
+            f"{', '.join(FORMATS)} are allowed. Rename it.",
+            "unknown_format",
+            column="file",
+        )
+    if purpose != "batch":
+        raise BatchError(
+            f"received purpose {purpose[:50]!r}; batch is allowed.",
+            "invalid_purpose",
+            column="purpose",
+        )
+    return suffix
 
 
 def is_own(account: Account, user: str) -> bool:

@@ -1,19 +1,21 @@
 """Who owns the dispatching: a name that tells, on the same machine, whether its process lives."""
 
 import os
+import secrets
 import socket
 from pathlib import Path
 
 
 def holder_name() -> str:
-    """This process, so that others on the machine can tell when it is gone."""
-    return f"{socket.gethostname()} {os.getpid()} {_started(os.getpid())}"
+    """A loop of this process, so that others on the machine can tell when the process is gone."""
+    return " ".join(
+        [socket.gethostname(), str(os.getpid()), _started(os.getpid()), secrets.token_hex(4)]
+    )
 
 
 def is_dead(holder: str) -> bool:
-    """Whether the process that called itself so is known to be gone: one of this machine."""
-    host, _, rest = holder.partition(" ")
-    pid, _, started = rest.partition(" ")
+    """Whether the process of a holder is known to be gone: it was one of this machine."""
+    host, pid, started, *_ = [*holder.split(" "), "", "", ""]
     return host == socket.gethostname() and pid.isdigit() and _started(int(pid)) != started
 
 

@@ -13,9 +13,10 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from cluster.pool import Pool, ProcessPool
+from cluster.template import resolve
 from registry.database import Database
 from registry.store import Registry
 from serving.accounts import Accounts
@@ -41,7 +42,9 @@ class ProcessConfig:
         models_bytes: Memory that the models of one predictor may take.
         threads: Threads of one predictor.
         loader: Gives a model for an artifact's folder.
-        log_file: Receives what predictors print.
+        log_file: Receives what predictors print, where they are processes.
+        pool: `processes` of this machine, or `actors` of the Ray that this process has joined.
+        gpus: GPUs of each predictor that is an actor.
     """
 
     database: str | None = None
@@ -52,6 +55,20 @@ class ProcessConfig:
     threads: int = 1
     loader: str = LOADER
     log_file: str | None = None
+    pool: Literal["processes", "actors"] = "processes"
+    gpus: float = 0.0
+
+
+def make_pool(config: ProcessConfig) -> Pool:
+    """The predictors, none of them started yet."""
+    options, environment = worker_options(config), worker_environment(config)
+    if config.pool == "actors":
+        # By its name: whoever has processes need not have Ray in memory.
+        made: Pool = resolve("cluster.actors:ActorPool")(
+            WORKER, options, cpus=config.threads, gpus=config.gpus, environment=environment
+        )
+        return made
+    return ProcessPool(WORKER, options, environment, config.log_file)
 
 
 def worker_options(config: ProcessConfig) -> dict[str, Any]:
@@ -70,13 +87,13 @@ def worker_environment(config: ProcessConfig) -> dict[str, str]:
 
 
 def make_batches(
-    config: ProcessConfig, make_pool: Callable[[], Pool] | None = None
+    config: ProcessConfig, give_pool: Callable[[], Pool] | None = None
 ) -> tuple[BatchService, BatchRunner]:
     """The service, for routes, and the loop, for a thread, of one configuration.
 
     Args:
         config: What it is started with.
-        make_pool: Gives the predictors' pool; None: processes of this machine.
+        give_pool: Gives the predictors' pool; None: as the configuration says.
     """
     database = Database(config.database)
     registry = Registry(database, config.artifacts)
@@ -87,15 +104,11 @@ def make_batches(
         settings["outputs"] = tuple(settings["outputs"])
     service = BatchService(store, registry, accounts, ServiceSettings(**settings))
 
-    def make_processes() -> Pool:
-        options, environment = worker_options(config), worker_environment(config)
-        return ProcessPool(WORKER, options, environment, config.log_file)
-
     runner = BatchRunner(
         store,
         registry,
         accounts,
-        make_pool or make_processes,
+        give_pool or (lambda: make_pool(config)),
         RunnerSettings(**config.runner),
         sweep=service.sweep,
     )

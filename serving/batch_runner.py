@@ -31,6 +31,8 @@ from serving.batch_turns import (
 from serving.dispatcher import Dispatcher
 from serving.errors import OwnershipLost
 
+_AGAIN = 4  # refreshes until a loop that failed begins anew
+
 log = logging.getLogger(__name__)
 
 
@@ -71,7 +73,8 @@ class BatchRunner:
     def run(self, stop: threading.Event, drain_s: float = 10.0) -> None:
         """Own the dispatching whenever it is free, until `stop` is set; then finish what runs.
 
-        A database that fails ends the ownership, not the loop.
+        A failure, of the database or of any other kind, ends the ownership, not the loop: it
+        begins anew from what is recorded.
         """
         while not stop.is_set():
             try:
@@ -82,7 +85,11 @@ class BatchRunner:
             except EnvironmentFailure as error:
                 log.warning("dispatching stops: %s", error)
                 self.abandon()
-                stop.wait(1.0)
+                stop.wait(_AGAIN * self._settings.refresh_s)
+            except Exception as error:  # the loop's main: without it, all jobs would stand still
+                log.error("dispatching failed and begins anew", exc_info=error)
+                self.abandon()
+                stop.wait(_AGAIN * self._settings.refresh_s)
         self.end(drain_s)
 
     def begin(self) -> bool:

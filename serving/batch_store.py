@@ -243,7 +243,8 @@ class BatchStore:
         """
         with self._writing() as connection:
             row = connection.execute(sa.select(OWNERS).where(OWNERS.c.name == _OWNER)).one_or_none()
-            if row is not None and row.expires_at > now and not is_dead(row.holder):
+            is_held = row is not None and row.expires_at > now and row.holder != holder
+            if row is not None and is_held and not is_dead(row.holder):
                 return None
             epoch = 1 if row is None else row.epoch + 1
             values = {"holder": holder, "epoch": epoch, "expires_at": now + lease_s}

@@ -91,9 +91,9 @@ def rows_of_a_shard(
     """
     wanted = TARGET_S / s_a_row
     spread = max(rows / (2 * predictors), LEAST_S / s_a_row)  # all have work, and end together
-    fitting = MAX_SHARD_BYTES / max(row_bytes, 1.0)
-    found = min(wanted, spread, fitting, MAX_SHARD_ROWS)
-    return max(1, round(found / batch_rows)) * batch_rows
+    batches = math.ceil(min(wanted, spread, MAX_SHARD_ROWS) / batch_rows)
+    fitting = int(MAX_SHARD_BYTES / max(row_bytes, 1.0) / batch_rows)
+    return max(1, min(batches, fitting)) * batch_rows
 
 
 def cut_rows(file_rows: Sequence[int], shard_rows: int) -> list[Shard]:

@@ -6,6 +6,8 @@ Predictors work in this process here; what their death does is in tests/chaos/te
 import csv
 import json
 import os
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from configs.errors import UserError
+from configs.errors import EnvironmentFailure, UserError
 from registry.errors import RegistryError
 from serving.accounts import Quotas
 from serving.batch_output import SUCCESS
@@ -412,6 +414,20 @@ def test_uploads_are_inputs_and_are_ones_own(place):
     assert not Path(file.path).exists()
 
 
+def test_an_upload_that_is_too_large_leaves_nothing(tmp_path):
+    place = Place(tmp_path / "place")
+    files = place.service.files
+    files.settings = replace(files.settings, max_upload_bytes=10)
+    with pytest.raises(BatchError) as error:
+        files.upload(place.account, "x.csv", [b"12345"] * 3)
+    assert error.value.status == 413
+    assert os.listdir(place.folder / "service/files") == []
+    for bad in ({"purpose": "fine-tune"}, {"name": "x.exe"}, {"name": "x\n.csv"}):
+        with pytest.raises(BatchError):
+            files.upload(place.account, **{"name": "x.csv", "blocks": [b""], **bad})
+    place.close()
+
+
 def test_parts_are_fetched_by_the_names_of_the_manifest_only(place):
     job = place.until(place.submit(input=place.write(rows(10))))
     part = b"".join(place.service.part(place.account, job.id, "parts/part-00000.parquet"))
@@ -463,6 +479,25 @@ def test_files_are_removed_when_their_time_is_over(place):
     assert not Path(file.path).exists()
     with pytest.raises(BatchError):
         place.service.files.one(place.account, file.id)
+
+
+def test_the_loop_begins_anew_after_a_failure_that_nobody_expected(place):
+    name = place.submit(input=place.write(rows(200)), shard_rows=64)
+    real, stop = place.runner.step, threading.Event()
+    failures = iter([ZeroDivisionError("a mistake of ours"), EnvironmentFailure("the database")])
+
+    def step(timeout_s):
+        real(timeout_s)
+        for failure in failures:
+            raise failure
+        if not place.service.job(place.account, name).is_active:
+            stop.set()
+
+    place.runner.step = step
+    place.runner.run(stop, 0.0)
+    job = place.service.job(place.account, name)
+    assert (job.status, output(job).num_rows) == ("completed", 200)
+    assert not place.runner.snapshot()["is_owner"]
 
 
 def test_outputs_are_removed_when_their_time_is_over_or_the_user_says_so(place):

@@ -40,6 +40,7 @@ MAY_IMPORT = {
 CATCHES_EVERYTHING = {
     ("cluster/coordinator.py", "run"): "the run's main: recorded, then told to the driver",
     ("cluster/queue_actor.py", "_go_on"): "a thread's main: logged, and the process ends",
+    ("serving/batch_runner.py", "run"): "the loop's main: logged, begun anew from the database",
     ("cluster/station.py", "run"): "the main of a task: told to whoever gave it",
     ("cluster/template.py", "_run_entry"): "a training process's main: reported to its host",
     ("lockstep/cli.py", "main"): "the command's main",

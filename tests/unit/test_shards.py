@@ -103,8 +103,8 @@ def test_shards_begin_where_batches_do():
         (1e-5, 40, 4096, 10**9, 4, 200_704),  # two seconds
         (1e-7, 1, 65_536, 10**9, 4, 2**22),  # the most rows
         (1e-6, 2**20, 8, 10**9, 4, 64),  # the most bytes
-        (1e-6, 40, 65_536, 4 * 10**6, 2, 983_040),  # both predictors have work
-        (1e-6, 40, 4096, 10_000, 2, 249_856),  # but no crumbs
+        (1e-6, 40, 65_536, 4 * 10**6, 2, 1_048_576),  # both predictors have work
+        (1e-6, 40, 4096, 10_000, 2, 253_952),  # but no crumbs
         (10.0, 40, 8, 100, 2, 8),  # one call at least
     ],
 )
