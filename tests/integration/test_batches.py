@@ -314,7 +314,7 @@ def test_a_job_whose_window_is_over_expires(place):
 def test_a_small_job_of_somebody_else_does_not_wait_for_a_flood(place):
     bob = place.user("bob")
     place.accounts.allow_input("bob", str(place.data), who="test")
-    flood = place.submit(input=place.write(rows(64 * 100)), shard_rows=64)
+    flood = place.submit(input=place.write(rows(64 * 40)), shard_rows=64)
     place.until(flood, "in_progress")
     for _ in range(5):
         place.runner.step(0.0)
