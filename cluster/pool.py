@@ -156,7 +156,9 @@ class ProcessPool:
     def _start(self) -> _Process:
         ours, theirs = Pipe()
         command = [sys.executable, "-m", "cluster.station", str(theirs.fileno()), *self._command]
-        with open(self._log_file or os.devnull, "ab") as log:
+        log_file = os.path.abspath(self._log_file or os.devnull)
+        os.makedirs(os.path.dirname(log_file), exist_ok=True)
+        with open(log_file, "ab") as log:
             process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],

@@ -48,6 +48,10 @@ class BatchStore:
         database.prepare(COMPONENT)
         self._database = database
 
+    def close(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        self._database.close()
+
     # -- files ---------------------------------------------------------------------------------
 
     def add_file(self, file: StoredFile, most_bytes: int | None = None) -> None:

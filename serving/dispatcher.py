@@ -125,6 +125,7 @@ class Dispatcher:
         self._active_weight = 0.0
         self._clock_s = 0.0  # the largest virtual time at which a turn began
         self._count = 0
+        self._waiting = 0
 
     # -- what there is ---------------------------------------------------------------------------
 
@@ -168,6 +169,7 @@ class Dispatcher:
         found.pending.extend(added)
         found.pending_rows += sum(rows for _, rows in added)
         user.pending += len(added)
+        self._waiting += len(added)
         if not was_waiting:
             user.virtual_s = max(user.virtual_s, self._clock_s if floor_s is None else floor_s)
         self._offer(found)
@@ -179,6 +181,7 @@ class Dispatcher:
             return
         found.user.jobs.pop(job)
         found.user.pending -= len(found.pending)
+        self._waiting -= len(found.pending)
         found.pending.clear()
         found.pending_rows = 0
         self._settle(found.user)
@@ -222,6 +225,7 @@ class Dispatcher:
             job.pending.appendleft((turn.shard, turn.rows))
             job.pending_rows += turn.rows
             job.user.pending += 1
+            self._waiting += 1
             self._enter(job)
         self._end(turn, measured_s)
 
@@ -263,7 +267,7 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         """Shards that wait."""
-        return sum(self._users[name].pending for name in self._active)
+        return self._waiting
 
     @property
     def running(self) -> int:
@@ -364,6 +368,7 @@ class Dispatcher:
         user.virtual_s += estimate_s / user.weight
         user.running += 1
         user.pending -= 1
+        self._waiting -= 1
         self._list(user)
         return turn
 

@@ -73,7 +73,7 @@ def check(job, undisturbed, table):
 
 def test_three_kills_leave_no_trace(place):
     chance = random.Random(5)
-    table = rows(64 * 40)
+    table = rows(64 * 30)
     path = place.write(table, row_group_size=500)
     dispatching = Dispatching(place.config)
     try:

@@ -11,6 +11,7 @@ from serving.batch_store import BatchStore, new_id
 from serving.batch_tables import Job, StoredFile
 from serving.errors import BatchError, OwnershipLost, QuotaExceeded
 from serving.shard_leases import ShardLeases, files_of
+from tests.support.batches import Place, output, rows
 
 COUNTS = ("row_total", "row_done", "row_bad", "shard_total", "shard_done", "output_bytes")
 
@@ -203,3 +204,19 @@ def test_pages_follow_each_other_and_hold_ones_own(store):
     assert sorted(seen) == sorted(names)
     assert [store.job(name).created_at for name in seen] == [3, 2, 2, 1, 1, 0, 0]
     assert len(store.jobs(None, None, 50)) == 14
+
+
+def test_a_job_goes_its_way_and_on_after_a_crash(tmp_path, database_url):
+    """The whole service, over each database: half of it by one owner, half by the next."""
+    place = Place(tmp_path / "place", url=database_url)
+    table = rows(64 * 6)
+    name = place.submit(input=place.write(table), shard_rows=64)
+    place.until(name, "in_progress")
+    place.runner.step(0.0)
+    place.runner.abandon()
+    place.service._store.release(1)
+    found = place.until(name)
+    assert (found.status, found.shard_done, found.row_done) == ("completed", 6, 64 * 6)
+    assert output(found)["id"].equals(table["id"])
+    assert place.service.delete_output(place.account, name).output_bytes == 0
+    place.close()

@@ -14,7 +14,7 @@ TIMEOUT_S = 60.0
 
 
 def processes(tmp_path):
-    return ProcessPool(TARGET, {"mark": "x"}, {"POOL_WORD": "told"}, str(tmp_path / "log"))
+    return ProcessPool(TARGET, {"mark": "x"}, {"POOL_WORD": "told"}, str(tmp_path / "logs/log"))
 
 
 def actors(tmp_path):

@@ -311,6 +311,27 @@ def test_a_job_whose_window_is_over_expires(place):
     assert job.shard_done == len(manifest(job)["parts"]) < 16
 
 
+def test_a_small_job_of_somebody_else_does_not_wait_for_a_flood(place):
+    bob = place.user("bob")
+    place.accounts.allow_input("bob", str(place.data), who="test")
+    flood = place.submit(input=place.write(rows(64 * 40)), shard_rows=64)
+    place.until(flood, "in_progress")
+    for _ in range(5):
+        place.runner.step(0.0)
+    given = len(place.pool.given)
+    small = place.submit(bob, input=place.write(rows(10), "small.parquet"))
+    while place.service.job(bob, small).is_active:
+        place.runner._refresh_at_s = 0.0
+        place.runner.step(0.0)
+    jobs = [task.get("output", {}).get("job") for task in place.pool.given[given:]]
+    # Planned and computed in two rounds of two predictors, and perhaps one that had begun.
+    assert jobs.index(small) <= 6
+    assert place.service.job(place.account, flood).is_active
+    assert place.until(flood).status == "completed"
+    served = {name for name, seconds in place.runner.snapshot()["served_s"].items() if seconds}
+    assert served == {"ada", "bob"}
+
+
 def test_a_lost_predictor_costs_time_only(place):
     path = place.write(rows(640))
     undisturbed = place.until(place.submit(input=path, shard_rows=64))

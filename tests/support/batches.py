@@ -200,6 +200,7 @@ class Place:
 
     def close(self) -> None:
         self.runner.abandon()
+        self.service._store.close()
         self.database.close()
 
 

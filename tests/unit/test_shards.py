@@ -51,7 +51,7 @@ def scanned(texts, block, mark_rows, is_quoted=False):
 Lines = st.lists(st.sampled_from([b"a", b"", b"\r", b"bb\r", b" ", b"long line"]), max_size=30)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(Lines, min_size=1, max_size=3), st.integers(1, 7), st.integers(1, 5), st.booleans())
 def test_lines_are_cut_once_each_whatever_the_blocks(files, block, mark_rows, has_last_end):
     texts = [b"\n".join(lines) + (b"\n" if has_last_end else b"") for lines in files]
@@ -78,7 +78,7 @@ def test_lines_are_cut_once_each_whatever_the_blocks(files, block, mark_rows, ha
 Values = st.text(st.sampled_from('a",\n\r x'), max_size=6)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(Values, Values), min_size=1, max_size=12), st.integers(1, 9))
 def test_a_line_end_in_quotes_ends_no_record(rows, block):
     out = io.StringIO(newline="")
