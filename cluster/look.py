@@ -3,6 +3,7 @@
 import glob
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -77,7 +78,9 @@ def _exists(path: str) -> bool:
 
 def _can_make(folder: Path) -> bool:
     """Whether a folder is there to be written to, or can be made."""
-    for there in (folder, *folder.parents):
-        if there.exists():
-            return there.is_dir() and os.access(there, os.W_OK)
-    return False
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):  # rights alone do not tell: it may be read-only
+            return True
+    except OSError:
+        return False

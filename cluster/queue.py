@@ -17,15 +17,17 @@ a decision takes time by the number of such lines, not of runs.
 """
 
 import heapq
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from cluster.room import Placed, Room, Shape, Worker
+from cluster.room import Placed, Room, Shape, Trial, Worker
 from cluster.shares import Policy, Shares, Terms
 
-_DECISIONS = 16  # of one call, so that each call is short
+_DECISIONS = 8  # of one call, so that each call is short
 _ATTEMPTS = 4  # runs for which others are looked for to make room, in one call
+_MOST_ASKED = 64  # of which one that is not the first may ask so many
 
 WAITING = "waiting"
 RUNNING = "running"
@@ -81,6 +83,9 @@ Decision = Start | Yield
 _Line = tuple[str, Shape, int]
 """User, shape, priority: runs of which only the order of submission decides."""
 
+_Entry = tuple[float, int, _Line | str]
+"""Key, sequence of the first run, line; or the least key of a user's lines, and the user."""
+
 
 class Queue:
     """All runs of one cluster. Not thread-safe; times are seconds of one clock.
@@ -93,6 +98,8 @@ class Queue:
         self.shares = Shares(policy or Policy())
         self._runs: dict[str, QueuedRun] = {}
         self._lines: dict[_Line, list[tuple[int, str]]] = {}
+        self._lines_of: dict[str | Shape, dict[_Line, None]] = {}  # of a user, of a shape
+        self._top: dict[str, int] = {}  # the highest priority of a user's lines, where known
         self._running: dict[_Line, dict[str, QueuedRun]] = {}  # those of a line by their start
         self._lent: dict[str, dict[str, QueuedRun]] = {}  # by the head that lends
         self._whole = Room({})
@@ -229,8 +236,32 @@ class Queue:
             if run is not None and run.state == WAITING:
                 return run
             heapq.heappop(waiting)  # it has gone meanwhile
-        self._lines.pop(line, None)
+        if waiting is not None:
+            self._forget(line)
         return None
+
+    def _forget(self, line: _Line) -> None:
+        del self._lines[line]
+        self._top.pop(line[0], None)
+        for owner in line[:2]:
+            del self._lines_of[owner][line]
+            if not self._lines_of[owner]:
+                del self._lines_of[owner]
+
+    def _enter(self, run: QueuedRun) -> None:
+        self.shares.wait(run.user)
+        line = _line(run)
+        if line not in self._lines:
+            self._lines[line] = []
+            self._top.pop(run.user, None)
+            for owner in line[:2]:
+                self._lines_of.setdefault(owner, {})[line] = None
+        heapq.heappush(self._lines[line], (run.sequence, run.run_id))
+
+    def _top_of(self, user: str) -> int:
+        if user not in self._top:
+            self._top[user] = max(priority for _, _, priority in self._lines_of[user])
+        return self._top[user]
 
     def _begin(self, run: QueuedRun, placed: Placed, now: float) -> None:
         self.shares.hold(run.user, run.shape)
@@ -254,10 +285,6 @@ class Queue:
         self._note_not_running(run)
         run.state = YIELDING
 
-    def _enter(self, run: QueuedRun) -> None:
-        self.shares.wait(run.user)
-        heapq.heappush(self._lines.setdefault(_line(run), []), (run.sequence, run.run_id))
-
     def _leave_nodes(self, run: QueuedRun) -> None:
         self.shares.hold(run.user, run.shape, -1)
         self._free.give(run.shape.worker, run.placed)
@@ -273,19 +300,19 @@ class _Pass:
         self._now = now
         self._attempts = 0
         self._keys: dict[tuple[str, int], float] = {}
-        self._behind: list[tuple[float, dict[str, QueuedRun]]] | None = None
+        self._behind: list[tuple[float, _Line, dict[str, QueuedRun]]] | None = None
+        self._total: Worker | None = None
         self._kept: list[tuple[Worker, Placed]] = []
         self._withheld: list[tuple[str, Worker]] = []
 
     def decide(self) -> Iterator[Decision]:
-        queue = self._queue
-        made = 0
-        heap = [entry for line in list(queue._lines) if (entry := self._entry(line))]
-        heapq.heapify(heap)
-        is_whole = True
+        """In the order of keys; of a user's lines no more is looked at than is needed."""
+        queue, heap, made, is_whole = self._queue, self._users(), 0, True
         while heap and made < _DECISIONS:
             key, _, line = heapq.heappop(heap)
-            queue.looked_at += 1
+            if isinstance(line, str):
+                self._push(heap, queue._lines_of[line])
+                continue
             entry = self._entry(line)
             if entry is None:
                 continue
@@ -298,16 +325,40 @@ class _Pass:
                 self._keys.clear()
                 made += 1
                 yield Start(run.run_id, placed)
-                if entry := self._entry(line):
-                    heapq.heappush(heap, entry)
+                self._push(heap, [line])
             elif self._attempts < _ATTEMPTS:
                 for going in self._make_room(run, key):
                     made += 1
                     yield Yield(going.run_id, run.run_id)
             elif is_whole:  # from here on only what fits
                 is_whole = False
-                heap = [entry for entry in heap if queue._free.has(entry[2][1])]
-                heapq.heapify(heap)
+                heap = self._fitting()
+
+    def _users(self) -> list[_Entry]:
+        """Users by where the first of their lines may stand."""
+        queue = self._queue
+        users = [user for user in queue._lines_of if isinstance(user, str)]
+        heap: list[_Entry] = [
+            (queue.shares.key(user, queue._top_of(user)), -1 - number, user)
+            for number, user in enumerate(users)
+        ]
+        queue.looked_at += len(heap)
+        heapq.heapify(heap)
+        return heap
+
+    def _fitting(self) -> list[_Entry]:
+        """The lines of shapes for which there is room."""
+        queue = self._queue
+        heap: list[_Entry] = []
+        for shape in [shape for shape in queue._lines_of if isinstance(shape, Shape)]:
+            if queue._free.has(shape):
+                self._push(heap, queue._lines_of[shape])
+        return heap
+
+    def _push(self, heap: list[_Entry], lines: Iterable[_Line]) -> None:
+        for line in list(lines):
+            if entry := self._entry(line):
+                heapq.heappush(heap, entry)
 
     def undo(self) -> None:
         """Give back what was kept for runs that cannot start yet: the next round keeps it anew."""
@@ -316,7 +367,7 @@ class _Pass:
         for node, amount in self._withheld:
             self._queue._free.give(amount, {node: 1})
 
-    def _entry(self, line: _Line) -> tuple[float, int, _Line] | None:
+    def _entry(self, line: _Line) -> _Entry | None:
         """Where a line stands; None where nobody in it could start, were there room."""
         queue, (user, shape, priority) = self._queue, line
         queue.looked_at += 1
@@ -334,13 +385,17 @@ class _Pass:
         going: list[QueuedRun] = []
         if not queue._soon.has(shape):
             self._attempts += 1
-            going = self._enough_of(self._candidates(run, key), shape)
+            candidates = self._candidates(run, key)
+            if queue.head:  # the head may ask any number, the others' calls are to stay short
+                candidates = itertools.islice(candidates, _MOST_ASKED)
+            if self._could_be_enough(run, key):
+                going = self._enough_of(candidates, shape)
             if not going:
                 queue.head = queue.head or run.run_id
                 return []
             for other in going:
                 queue._begin_yielding(other)
-            self._behind = None
+            self._behind = self._total = None
         queue.awaited.add(run.run_id)
         self._keep(shape)
         return going
@@ -350,17 +405,33 @@ class _Pass:
         queue = self._queue
         lent = queue._lent.get(run.run_id, {}) if not queue.head else {}
         yield from reversed(lent.values())
-        for behind, runs in self._sorted_running():
+        for behind, _, runs in self._sorted_running():
             if behind <= key + queue.shares.policy.margin_s:
                 return
             yield from (other for other in reversed(runs.values()) if other.run_id not in lent)
 
-    def _sorted_running(self) -> list[tuple[float, dict[str, QueuedRun]]]:
+    def _could_be_enough(self, run: QueuedRun, key: float) -> bool:
+        """A bound that costs little: whether all candidates together hold what `run` asks for."""
+        queue = self._queue
+        if self._total is None:
+            self._total = queue._soon.total()
+        cpus, gpus = self._total.cpus, self._total.gpus
+        for other in queue._lent.get(run.run_id, {}).values():
+            cpus, gpus = cpus + other.shape.cpus, gpus + other.shape.gpus
+        for behind, (_, shape, _), runs in self._sorted_running():
+            if behind <= key + queue.shares.policy.margin_s:
+                break
+            cpus, gpus = cpus + len(runs) * shape.cpus, gpus + len(runs) * shape.gpus
+            if cpus >= run.shape.cpus and gpus >= run.shape.gpus:
+                break
+        return cpus + 1e-6 >= run.shape.cpus and gpus + 1e-6 >= run.shape.gpus
+
+    def _sorted_running(self) -> list[tuple[float, _Line, dict[str, QueuedRun]]]:
         """Running runs by where they would stand, were they waiting; the last first."""
         if self._behind is None:
             key = self._queue.shares.key
             self._behind = [
-                (key(user, priority, without=shape), runs)
+                (key(user, priority, without=shape), (user, shape, priority), runs)
                 for (user, shape, priority), runs in self._queue._running.items()
             ]
             self._behind.sort(key=lambda entry: -entry[0])
@@ -369,23 +440,22 @@ class _Pass:
 
     def _enough_of(self, candidates: Iterable[QueuedRun], shape: Shape) -> list[QueuedRun]:
         """As few of the candidates as make room; empty where all together do not."""
-        soon = self._queue._soon
+        trial = Trial(self._queue._soon, shape)
         going: list[QueuedRun] = []
         for other in candidates:
-            soon.give(other.shape.worker, other.placed)
+            trial.give(other.shape.worker, other.placed)
             going.append(other)
             self._queue.looked_at += 1
-            if soon.has(shape):
+            if trial.fits():
                 break
-        is_enough = soon.has(shape)
-        needed = []
+        if not trial.fits():
+            return []
+        needed: list[QueuedRun] = []
         for other in reversed(going):  # the one nearest to the front is spared first
-            soon.take(other.shape.worker, other.placed)
-            if is_enough and not soon.has(shape):
-                soon.give(other.shape.worker, other.placed)
+            trial.give(other.shape.worker, other.placed, -1)
+            if not trial.fits():
+                trial.give(other.shape.worker, other.placed)
                 needed.append(other)
-        for other in needed:
-            soon.take(other.shape.worker, other.placed)
         return needed
 
     def _keep(self, shape: Shape) -> None:

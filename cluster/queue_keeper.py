@@ -10,7 +10,7 @@ runs twice. Knows Ray through two seams: `jobs` and `cluster`.
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from cluster.jobs_api import JobView, submission_id
+from cluster.jobs_api import JobView, newest_attempts, submission_id
 from cluster.queue import RUNNING, WAITING, YIELDING, Decision, Queue, QueuedRun, Yield
 from cluster.queue_store import QueueStore, Record, shape_from
 from cluster.room import Placed, Worker
@@ -87,13 +87,15 @@ class Keeper:
         """Take a run in; returns its id. One that is known and not stopped or failed stays as is.
 
         Raises:
-            UserError: The run asks for more than its user may ever have.
+            UserError: The run asks for more than its user may ever have, or goes on without the
+                queue.
         """
         known = self._records.get(str(asked["run_id"]))
         if known is not None and known.status not in ("failed", "stopped"):
             return known.run_id
         shape = shape_from(asked["shape"])
         self._check_quota(str(asked["user"]), asked)
+        attempt = self._newest_attempt(str(asked["run_id"]), known)
         record = Record(
             str(asked["run_id"]),
             str(asked["name"]),
@@ -104,7 +106,7 @@ class Keeper:
             str(asked["entrypoint"]),
             str(asked["run_folder"]),
             "",
-            attempt=known.attempt if known else 0,
+            attempt=attempt,
             submitted_at=self._clock(),
         )
         self._next += 1
@@ -224,7 +226,8 @@ class Keeper:
         self._store.save(record)
         self._queue.remove(record.run_id, self._clock())
         self._jobs.ended(record.run_id)
-        self._store.tidy()
+        for run_id in self._store.tidy():
+            del self._records[run_id]
 
     def _forget_asking(self, record: Record) -> None:
         self._asked.discard(submission_id(record.run_id, record.attempt))
@@ -290,6 +293,16 @@ class Keeper:
                 now = look.get(node, Worker(0.0))
                 throughout[node] = Worker(min(used.cpus, now.cpus), min(used.gpus, now.gpus))
         return throughout
+
+    def _newest_attempt(self, run_id: str, known: Record | None) -> int:
+        """The number of the last attempt, be it the queue's or not."""
+        there = newest_attempts(self._jobs.states().values()).get(run_id)
+        if there is not None and (not there.is_final or there.status == "SUCCEEDED"):
+            raise UserError(
+                f"{run_id} was started without the queue and is {there.status.lower()}; runs that "
+                "are new, stopped or failed are allowed. Choose another --run-id, or wait."
+            )
+        return max(known.attempt if known else 0, there.attempt if there else 0)
 
     def _check_quota(self, user: str, asked: Mapping[str, Any]) -> None:
         terms, shape = self._queue.shares.terms(user), shape_from(asked["shape"])

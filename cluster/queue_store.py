@@ -139,19 +139,29 @@ class QueueStore:
             raise EnvironmentFailure(f"the files with the digest {digest} are lost. Submit again.")
         return bytes(row[0])
 
-    def tidy(self) -> None:
-        """Forget all but the newest runs that have ended, and files that no other run needs."""
+    def tidy(self, kept: int = _KEPT_ENDED) -> list[str]:
+        """Forget all but the newest runs that have ended, and files that no other run needs.
+
+        Returns the ids of runs that are forgotten.
+        """
         with self._database as transaction:
             transaction.execute("BEGIN IMMEDIATE")
-            transaction.execute(
-                "DELETE FROM runs WHERE is_ended AND sequence NOT IN "
-                "(SELECT sequence FROM runs WHERE is_ended ORDER BY sequence DESC LIMIT ?)",
-                (_KEPT_ENDED,),
+            forgotten = [
+                str(run_id)
+                for (run_id,) in transaction.execute(
+                    "SELECT run_id FROM runs WHERE is_ended "
+                    "ORDER BY sequence DESC LIMIT -1 OFFSET ?",
+                    (kept,),
+                )
+            ]
+            transaction.executemany(
+                "DELETE FROM runs WHERE run_id = ?", [(run_id,) for run_id in forgotten]
             )
             transaction.execute(
                 "DELETE FROM packages WHERE digest NOT IN "
                 "(SELECT package FROM runs WHERE NOT is_ended)"
             )
+        return forgotten
 
     def users(self) -> dict[str, tuple[Terms, float]]:
         """Terms and virtual time of each user."""

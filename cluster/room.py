@@ -55,18 +55,27 @@ class Room:
     """Free CPUs and GPUs by node. An amount may be negative where more is used than there is."""
 
     def __init__(self, nodes: Mapping[str, Worker]) -> None:
-        self._free = dict(nodes)
+        self._free = {node: (free.cpus, free.gpus) for node, free in nodes.items()}
         self._places: dict[Worker, int] = {}
 
     def free(self, node: str) -> Worker:
         """What is free on a node; nothing on one that is not there."""
-        return self._free.get(node, Worker(0.0, 0.0))
+        return Worker(*self._free.get(node, (0.0, 0.0)))
+
+    def total(self) -> Worker:
+        """What is free on all nodes together, whether or not it is of use."""
+        return Worker(
+            sum(cpus for cpus, _ in self._free.values()),
+            sum(gpus for _, gpus in self._free.values()),
+        )
 
     def places(self, worker: Worker) -> int:
         """How many such workers would find room, over all nodes."""
         known = self._places.get(worker)
         if known is None:
-            known = sum(_holds(free, worker) for free in self._free.values())
+            known = sum(
+                _holds(cpus, gpus, worker.cpus, worker.gpus) for cpus, gpus in self._free.values()
+            )
             self._places[worker] = known
         return known
 
@@ -81,15 +90,18 @@ class Room:
         """
         if not self.has(shape):
             return None
-        holding = {
-            node: held for node, free in self._free.items() if (held := _holds(free, shape.worker))
-        }
-        enough = [(held, node) for node, held in holding.items() if held >= shape.workers]
+        worker = shape.worker
+        holding = [
+            (held, node)
+            for node, (cpus, gpus) in self._free.items()
+            if (held := _holds(cpus, gpus, worker.cpus, worker.gpus))
+        ]
+        enough = [entry for entry in holding if entry[0] >= shape.workers]
         if enough:
             return {min(enough)[1]: shape.workers}
         plan: dict[str, int] = {}
         left = shape.workers
-        for held, node in sorted(((held, node) for node, held in holding.items()), reverse=True):
+        for held, node in sorted(holding, reverse=True):
             plan[node] = min(held, left)
             left -= plan[node]
             if not left:
@@ -107,33 +119,61 @@ class Room:
     def limit(self, node: str, most: Worker) -> Worker:
         """Leave at most so much free on a node; returns what was free before."""
         before = self.free(node)
-        self.put(node, Worker(min(before.cpus, most.cpus), min(before.gpus, most.gpus)))
+        if node in self._free:
+            self._put(node, min(before.cpus, most.cpus), min(before.gpus, most.gpus))
         return before
-
-    def put(self, node: str, free: Worker) -> None:
-        """Say what is free on a node."""
-        before = self._free.get(node)
-        if before is None:
-            return
-        self._free[node] = free
-        for worker in self._places:
-            self._places[worker] += _holds(free, worker) - _holds(before, worker)
 
     def _change(self, worker: Worker, placed: Placed, sign: int) -> None:
         for node, count in placed.items():
-            free = self.free(node)
-            change = sign * count
-            self.put(
-                node, Worker(free.cpus + change * worker.cpus, free.gpus + change * worker.gpus)
+            before = self._free.get(node)
+            if before is not None:
+                change = sign * count
+                self._put(node, before[0] + change * worker.cpus, before[1] + change * worker.gpus)
+
+    def _put(self, node: str, cpus: float, gpus: float) -> None:
+        had_cpus, had_gpus = self._free[node]
+        self._free[node] = (cpus, gpus)
+        for worker, places in self._places.items():
+            each_cpus, each_gpus = worker.cpus, worker.gpus
+            self._places[worker] = (
+                places
+                + _holds(cpus, gpus, each_cpus, each_gpus)
+                - _holds(had_cpus, had_gpus, each_cpus, each_gpus)
             )
 
 
-def _holds(free: Worker, worker: Worker) -> int:
-    if free.cpus + _SLACK < worker.cpus or free.gpus + _SLACK < worker.gpus:
+class Trial:
+    """What a room would hold of one gang if others gave theirs back. Changes nothing."""
+
+    def __init__(self, room: Room, shape: Shape) -> None:
+        self._room, self._shape = room, shape
+        self._places = room.places(shape.worker)
+        self._free: dict[str, tuple[float, float]] = {}
+
+    def fits(self) -> bool:
+        """Whether the gang would fit."""
+        return self._places >= self._shape.workers
+
+    def give(self, worker: Worker, placed: Placed, sign: int = 1) -> None:
+        """Suppose that a gang gives back what it holds; with sign -1, that it does not."""
+        wanted = self._shape.worker
+        for node, count in placed.items():
+            before = self._free.get(node)
+            if before is None:
+                free = self._room.free(node)
+                before = (free.cpus, free.gpus)
+            change = sign * count
+            after = (before[0] + change * worker.cpus, before[1] + change * worker.gpus)
+            self._free[node] = after
+            self._places += _holds(*after, wanted.cpus, wanted.gpus)
+            self._places -= _holds(*before, wanted.cpus, wanted.gpus)
+
+
+def _holds(cpus: float, gpus: float, each_cpus: float, each_gpus: float) -> int:
+    """How many workers of a kind fit into what is free; each asks for some CPUs or GPUs."""
+    if cpus + _SLACK < each_cpus or gpus + _SLACK < each_gpus:
         return 0
-    held = float("inf")
-    if worker.cpus:
-        held = (free.cpus + _SLACK) // worker.cpus
-    if worker.gpus:
-        held = min(held, (free.gpus + _SLACK) // worker.gpus)
-    return int(held)
+    if not each_gpus:
+        return int((cpus + _SLACK) // each_cpus) if each_cpus else 0
+    held = (gpus + _SLACK) // each_gpus
+    return int(min(held, (cpus + _SLACK) // each_cpus) if each_cpus else held)

@@ -176,4 +176,7 @@ class Shares:
         return max(share, gpus / self._total.gpus if self._total.gpus else 0.0, 0.0)
 
     def _user(self, name: str) -> _User:
-        return self._users.setdefault(name, _User())
+        user = self._users.get(name)
+        if user is None:
+            user = self._users[name] = _User()
+        return user

@@ -98,10 +98,17 @@ class RayJobs:
     answer.
     """
 
-    def __init__(self, address: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._api = JobsApi(address)
+    def __init__(
+        self,
+        address: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        api: JobsApi | None = None,
+    ) -> None:
+        self._api = api or JobsApi(address)
         self._desk = Desk(self._api)
-        self._clock = clock
+        self._clock, self._sleep = clock, sleep
 
     def look(self, packed: Packed) -> dict[str, Any]:
         """What the cluster has: `nodes`, each with `versions`, `missing` and `unwritable` paths."""
@@ -187,7 +194,7 @@ class RayJobs:
                 seen = job.attempt
             if not follow or (view.is_final and view.attempt <= seen):
                 return
-            time.sleep(_WAITING_POLL_S if view.status == "waiting" else _POLL_S)
+            self._sleep(_WAITING_POLL_S if view.status == "waiting" else _POLL_S)
 
     def stop(self, run_id: str, timeout_s: float = STOP_GRACE_S + 30.0) -> RunView:
         """Ask a run to write a checkpoint and end, and wait until it has. Idempotent.
@@ -208,7 +215,7 @@ class RayJobs:
                     f"{run_id} was asked to stop {timeout_s:g} s ago and is {view.status}. See its "
                     "logs, or ask again."
                 )
-            time.sleep(_POLL_S)
+            self._sleep(_POLL_S)
         return view
 
     def result(self, run_id: str, output: Path | None = None) -> dict[str, Any]:

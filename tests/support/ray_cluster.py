@@ -120,6 +120,8 @@ class Cluster:
         left = [process for node in self.nodes for process in node.processes()]
         left += [process for process in psutil.process_iter() if self._is_ours(process)]
         _end(left, signal.SIGKILL)
+        for node in self.nodes:
+            node.process.wait(20)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add_node(self, cpus: int) -> RayNode:

@@ -262,7 +262,7 @@ def simulate(nodes, drawn, look=lambda _: None, policy=FAIR, checkpoint_s=5.0) -
     return simulation
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(clusters, st.lists(runs, max_size=12))
 def test_no_node_is_over_committed_and_gangs_are_whole(nodes, drawn):
     def look(simulation: Simulation) -> None:
@@ -276,7 +276,7 @@ def test_no_node_is_over_committed_and_gangs_are_whole(nodes, drawn):
     simulate(nodes, drawn, look)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(clusters, st.lists(runs, max_size=12))
 def test_nobody_is_forgotten_and_no_work_is_lost(nodes, drawn):
     simulation = simulate(nodes, drawn)
@@ -286,7 +286,7 @@ def test_nobody_is_forgotten_and_no_work_is_lost(nodes, drawn):
     assert all(held == (0.0, 0.0, 0) for held in map(simulation.queue.shares.holds, ("ann", "bob")))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(clusters, st.lists(runs, max_size=12))
 def test_no_room_is_idle_that_a_waiting_run_could_use(nodes, drawn):
     """But for what is kept for a run that starts when the checkpoints are written."""
@@ -303,7 +303,7 @@ def test_no_room_is_idle_that_a_waiting_run_could_use(nodes, drawn):
     simulate(nodes, drawn, look)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(clusters, st.lists(runs, max_size=12))
 def test_what_is_lent_never_keeps_the_head_from_starting(nodes, drawn):
     """Were all that the head has lent away, it would still not fit; else it is being given back."""
@@ -382,7 +382,7 @@ def test_a_decision_looks_at_lines_not_at_runs():
     assert looked_at(30_000) <= looked_at(300) * 1.2
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     clusters,
     st.lists(

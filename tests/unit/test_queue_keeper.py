@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.jobs_api import JobView
+from cluster.jobs_api import ATTEMPT, RUN, JobView
 from cluster.queue_keeper import Keeper
 from cluster.queue_store import QueueStore, Record
 from cluster.room import Worker
@@ -40,7 +40,14 @@ class FakeCluster:
     def states(self) -> dict[str, JobView]:
         self._called()
         return {
-            name: JobView(name, job["status"], "", job["code"]) for name, job in self.jobs.items()
+            name: JobView(
+                name,
+                job["status"],
+                "",
+                job["code"],
+                metadata={RUN: job["run"], ATTEMPT: name.partition(".")[2] or "1"},
+            )
+            for name, job in self.jobs.items()
         }
 
     def start(self, name: str, record: Record, package: bytes) -> None:
@@ -216,6 +223,18 @@ def test_a_waiting_run_is_taken_out_at_once(life):
     life.keeper.cancel("b")
     life.run(10)
     assert list(life.cluster.jobs) == ["a"]
+
+
+def test_a_run_that_was_started_without_the_queue_keeps_its_attempts(life):
+    job = {"run": "a", "status": "RUNNING", "code": None, "cpus": 1.0, "stop": None}
+    life.cluster.jobs["a"] = job
+    with pytest.raises(UserError, match="a was started without the queue and is running"):
+        life.submit("a")
+    life.cluster.end("a", "STOPPED", None)
+    life.submit("a")
+    life.run(9)
+    assert life.status("a") == "done"
+    assert list(life.cluster.jobs) == ["a", "a.2"]
 
 
 def test_an_unknown_run_is_refused(life):

@@ -198,3 +198,53 @@ def test_a_run_that_was_started_is_resumed_and_one_that_is_done_is_not_run(tmp_p
     assert not remote.is_done(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps({"status": "done"}))
     assert remote.is_done(tmp_path)
+
+
+def test_what_was_sent_is_kept_with_the_run(tmp_path):
+    sent, code = tmp_path / "ray", tmp_path / "run" / "code"
+    (sent / "parts").mkdir(parents=True)
+    (sent / "model.py").write_text("new")
+    (sent / "parts" / "x.py").write_text("x")
+    code.mkdir(parents=True)
+    (code / "model.py").write_text("old")
+    environment = {
+        "PYTHONPATH": f"{sent}:/lockstep",
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": '{"runtime_env": {"working_dir": "x"}, "metadata": {}}',
+    }
+    changes = remote.settle(sent, code, environment)
+    assert changes["PYTHONPATH"] == f"{code}:/lockstep"
+    assert json.loads(changes["RAY_JOB_CONFIG_JSON_ENV_VAR"]) == {"runtime_env": {}, "metadata": {}}
+    assert (code / "model.py").read_text() == "new"
+    assert sorted(path.name for path in code.rglob("*")) == ["model.py", "parts", "x.py"]
+
+
+def test_secrets_are_handed_on_to_the_processes_of_a_run(monkeypatch):
+    from cluster.secret_keeping import FORWARDED, forwarded
+
+    assert forwarded() == {}
+    monkeypatch.setenv("TOKEN", "hunter22")
+    monkeypatch.setenv(FORWARDED, "TOKEN,NOT_SET_HERE")
+    assert forwarded() == {"TOKEN": "hunter22"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["submit", "JOB", "--priority", "1"], "--priority has no effect without --queue"),
+        (["submit", "JOB"], "no cluster is named. Give --address"),
+        (["jobs", "list"], "no cluster is named. Give --address"),
+        (["submit", "nothing.yaml", "--address", "http://x"], "no job file at nothing.yaml"),
+    ],
+)
+def test_commands_tell_mistakes(here, monkeypatch, capsys, words, message):
+    from lockstep import cli
+
+    monkeypatch.delenv("LOCKSTEP_ADDRESS", raising=False)
+    from configs.load import dump_job
+
+    (here / "job.yaml").write_text(dump_job(job()))
+    monkeypatch.setattr("sys.argv", ["lockstep", *(w.replace("JOB", "job.yaml") for w in words)])
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    assert status.value.code == 2
+    assert message in capsys.readouterr().err
