@@ -177,6 +177,7 @@ class Replay:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
             "HOME": str(self.folder),
+            "RAY_raylet_start_wait_time_s": "120",  # a machine that does other things as well
         }
 
 
