@@ -139,8 +139,15 @@ class Replay:
         log = self.folder / f"node{len(self.nodes)}.log"
         line = start_line({**params, **own}, kind)
         line[0] = str(BIN / "ray")
-        self.nodes.append(RayNode(line, self.environment, log))
+        self.nodes.append(self._started(line, log))
         self.agents.append(f"{address}:{agent}")
+
+    def _started(self, line: list[str], log: Path) -> RayNode:
+        """Ray gives a node 30 s; where the machine is busy it is started again, as pods are."""
+        for _ in range(3):
+            with contextlib.suppress(RuntimeError):
+                return RayNode(line, self.environment, log)
+        return RayNode(line, self.environment, log)
 
     def _lay_out(self, pod: Manifest) -> None:
         """Volumes of the pod as folders, so that texts can be led there."""
