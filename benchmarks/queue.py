@@ -71,7 +71,7 @@ def simulate(seed: int, nodes: int, runs: int) -> TimedQueue:
         length_s = draw.expovariate(1 / 3000)
         at += length_s * shape.cpus / (nodes * 8) / 3
         work.append(Work(run, at, length_s))
-    simulation = Simulation(queue, cluster, work, checkpoint_s=10.0, tick_s=60.0)
+    simulation = Simulation(queue, cluster, work, checkpoint_s=10.0, tick_s=300.0)
     gc.collect()
     simulation.run(max_events=10_000_000)
     return queue
@@ -80,7 +80,7 @@ def simulate(seed: int, nodes: int, runs: int) -> TimedQueue:
 def main() -> int:
     """Run the benchmark; returns its exit status."""
     options = arguments(__doc__ or "").parse_args()
-    nodes, runs = (50, 500) if options.quick else (1000, 10_000)
+    nodes, runs = (20, 60) if options.quick else (1000, 10_000)
     repeats = 1 if options.quick else options.repeats
     found: dict[str, list[float]] = {}
     for seed in range(repeats):
