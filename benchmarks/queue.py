@@ -12,7 +12,7 @@ import time
 
 from benchmarks.harness import Report, Row, Target, arguments, conditions
 from cluster.queue import Decision, Queue, QueuedRun
-from cluster.room import Shape, Worker
+from cluster.room import Room, Shape, Worker
 from cluster.shares import Terms
 from tests.support.queue_simulation import Simulation, Work
 
@@ -61,10 +61,12 @@ def simulate(seed: int, nodes: int, runs: int) -> TimedQueue:
     queue = TimedQueue()
     for user in range(100):
         queue.set_terms(f"u{user}", Terms(weight=float(1 + user % 3)), 0.0)
+    whole = Room(cluster)
+    shapes = [one for one in _SHAPES if whole.has(one)]
     work = []
     at = 0.0
     for number in range(runs):
-        shape = draw.choice([one for one in _SHAPES if one.workers <= nodes // 5])
+        shape = draw.choice(shapes)
         run = QueuedRun(
             f"r{number}", f"u{draw.randrange(100)}", shape, draw.choice((0, 0, 0, 1, 2, -1)), number
         )
@@ -80,7 +82,7 @@ def simulate(seed: int, nodes: int, runs: int) -> TimedQueue:
 def main() -> int:
     """Run the benchmark; returns its exit status."""
     options = arguments(__doc__ or "").parse_args()
-    nodes, runs = (20, 60) if options.quick else (1000, 10_000)
+    nodes, runs = (50, 500) if options.quick else (1000, 10_000)
     repeats = 1 if options.quick else options.repeats
     found: dict[str, list[float]] = {}
     for seed in range(repeats):
