@@ -12,7 +12,7 @@ import time
 
 from benchmarks.harness import Report, Row, Target, arguments, conditions
 from cluster.queue import Decision, Queue, QueuedRun
-from cluster.room import Shape, Worker
+from cluster.room import Room, Shape, Worker
 from cluster.shares import Terms
 from tests.support.queue_simulation import Simulation, Work
 
@@ -61,17 +61,19 @@ def simulate(seed: int, nodes: int, runs: int) -> TimedQueue:
     queue = TimedQueue()
     for user in range(100):
         queue.set_terms(f"u{user}", Terms(weight=float(1 + user % 3)), 0.0)
+    whole = Room(cluster)
+    shapes = [one for one in _SHAPES if whole.has(one)]
     work = []
     at = 0.0
     for number in range(runs):
-        shape = draw.choice([one for one in _SHAPES if one.workers <= nodes // 5])
+        shape = draw.choice(shapes)
         run = QueuedRun(
             f"r{number}", f"u{draw.randrange(100)}", shape, draw.choice((0, 0, 0, 1, 2, -1)), number
         )
         length_s = draw.expovariate(1 / 3000)
         at += length_s * shape.cpus / (nodes * 8) / 3
         work.append(Work(run, at, length_s))
-    simulation = Simulation(queue, cluster, work, checkpoint_s=10.0, tick_s=60.0)
+    simulation = Simulation(queue, cluster, work, checkpoint_s=10.0, tick_s=300.0)
     gc.collect()
     simulation.run(max_events=10_000_000)
     return queue
