@@ -364,22 +364,19 @@ def _time_distributed(config: Config, shapes: Sequence[Shape], site: Site) -> Pi
     inside = [(shape[0], *shape[2:]) for shape in shapes]
     piece = site.make(str(inner["class_name"]), inner["config"], inside, site)
     name = layer_name(config.get("name"))
-    layers: list[keras.layers.Layer] = []
+    rank = len(shapes[0]) if shapes else 3
+    steps: list[Step] = []
     is_moved = False
-    rank = len(inside[0]) if inside else 2
-    for step in piece.steps:
-        if step.is_moved is not None and step.is_moved != is_moved:
-            layers.append(_turned_axes(rank, step.is_moved))
+    for index, step in enumerate(piece.steps):
+        if step.is_moved is not None and step.is_moved != is_moved and rank > 3:
+            steps.append(Step(_behind_time(rank, step.is_moved)))
             is_moved = step.is_moved
-        layers.append(step.layer)
-        if type(step.layer).__name__ == "Flatten" or type(step.layer).__name__.startswith("Global"):
+        own_name = name if index == 0 else f"{name}_{index}"
+        steps.append(Step(keras.layers.TimeDistributed(step.layer, name=own_name)))
+        if type(step.layer).__name__.startswith(("Flatten", "Global")):
             is_moved = False
     if is_moved:
-        layers.append(_turned_axes(rank, False))
-    steps = [
-        Step(keras.layers.TimeDistributed(layer, name=name if index == 0 else f"{name}_{index}"))
-        for index, layer in enumerate(layers)
-    ]
+        steps.append(Step(_behind_time(rank, False)))
     is_trainable = config.get("trainable", True) is not False
     if not is_trainable:
         for step in steps:
@@ -395,8 +392,9 @@ def _time_distributed(config: Config, shapes: Sequence[Shape], site: Site) -> Pi
     )
 
 
-def _turned_axes(rank: int, is_to_end: bool) -> keras.layers.Layer:
-    axes = (*range(2, rank), 1) if is_to_end else (rank - 1, *range(1, rank - 1))
+def _behind_time(rank: int, is_to_end: bool) -> keras.layers.Layer:
+    """Moves the channels, which stand behind the axis of time, to the end or back."""
+    axes = (1, *range(3, rank), 2) if is_to_end else (1, rank - 1, *range(2, rank - 1))
     return keras.layers.Permute(axes)
 
 

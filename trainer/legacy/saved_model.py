@@ -2,7 +2,7 @@
 
 Owns the two places where the description was kept (`keras_metadata.pb` since TensorFlow 2.5, the
 object graph before), and the way from a layer to its arrays, which leads over the lists of
-trainable and other variables that every saved layer has.
+trainable, other and all variables that every saved layer has.
 """
 
 import json
@@ -18,7 +18,7 @@ from trainer.errors import ImportRefused
 from trainer.legacy.file import Config, OldModel, Stored, plain_json
 
 _METADATA = "keras_metadata.pb"
-_LISTS = ("trainable_variables", "non_trainable_variables")
+_LISTS = ("trainable_variables", "non_trainable_variables", "variables")
 
 
 def read_old_saved_model(folder: Path) -> OldModel:
@@ -105,18 +105,21 @@ def _weights(folder: Path, described: dict[str, Config]) -> dict[str, list[Store
         record = described.get(f"root.{child.local_name}")
         if record is not None and child.local_name.startswith("layer"):
             layer = graph.nodes[child.node_id]
-            arrays = [
+            listed = [index for name in _LISTS for index in _list(graph, layer, name)]
+            weights[str(record["name"])] = [
                 Stored(attribute.full_name, np.asarray(reader.get_tensor(attribute.checkpoint_key)))
-                for name in _LISTS
-                for node in _list(graph, layer, name)
-                for attribute in node.attributes
+                for index in dict.fromkeys(listed)
+                for attribute in graph.nodes[index].attributes
             ]
-            weights[str(record["name"])] = arrays
     return weights
 
 
-def _list(graph: Any, node: Any, name: str) -> Iterator[Any]:
+def _list(graph: Any, node: Any, name: str) -> list[int]:
+    """Numbers of the objects in a list that a layer keeps."""
     for child in node.children:
         if child.local_name == name:
-            entries = sorted(graph.nodes[child.node_id].children, key=lambda c: int(c.local_name))
-            yield from (graph.nodes[entry.node_id] for entry in entries)
+            entries = [
+                entry for entry in graph.nodes[child.node_id].children if entry.local_name.isdigit()
+            ]
+            return [entry.node_id for entry in sorted(entries, key=lambda e: int(e.local_name))]
+    return []
