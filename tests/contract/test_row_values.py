@@ -12,10 +12,11 @@ import pytest
 import tensorflow as tf
 
 from data_pipeline.errors import DataError
+from data_pipeline.naming import unlabelled_layout
 from serving.model_file import LoadedModel
 from serving.predictor import Predictor
 from serving.row_values import JudgedRows, first_difference, judge_rows
-from serving.signature import Signature, unlabelled_layout
+from serving.signature import Signature
 
 ROWS = 300
 RANDOM = np.random.default_rng(5)

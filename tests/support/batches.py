@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.pool import Ended
+from data_pipeline.naming import unlabelled_layout
 from registry.database import Database
 from registry.store import Registry
 from serving.accounts import Account, Accounts, Quotas
 from serving.batch_process import ProcessConfig, make_batches, worker_options
 from serving.batch_worker import BatchWorker
 from serving.errors import InputError
-from serving.signature import Signature, unlabelled_layout
+from serving.signature import Signature
 from tests.support.artifacts import write_artifact
 
 ROOT = Path(__file__).parents[2]
