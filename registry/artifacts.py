@@ -217,7 +217,7 @@ class _Hashed:
         self.size_bytes = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        with open(self._path, "rb") as stream:
+        with self._opened() as stream:
             for chunk in _chunks(stream):
                 self._beat()
                 self._hash.update(chunk)
@@ -227,6 +227,14 @@ class _Hashed:
     @property
     def sha256(self) -> str:
         return self._hash.hexdigest()
+
+    def _opened(self) -> IO[bytes]:
+        try:
+            return open(self._path, "rb")
+        except PermissionError as error:
+            raise RegistryError(
+                f"{self._path} cannot be read: {error.strerror}. Give this user the right to."
+            ) from None
 
 
 def _chunks(stream: IO[bytes]) -> Iterator[bytes]:

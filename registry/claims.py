@@ -39,14 +39,14 @@ class Claims:
         claim = Claim(self._database, place.name, self._clock)
         with self._database.writing(COMPONENT.name) as connection:
             connection.execute(FOLDERS.insert().values(place=place.name, **self._row(WRITING)))
+        is_done = False
         try:
             yield claim
-        except BaseException:
-            with contextlib.suppress(DatabaseFailure):  # then it is for whoever cleans, later
-                self._abandon(place)
-            raise
-        if not claim.is_of_version:
-            self._abandon(place)
+            is_done = claim.is_of_version
+        finally:
+            if not is_done:
+                with contextlib.suppress(DatabaseFailure):  # then it is for whoever cleans, later
+                    self._abandon(place)
 
     def give_up(self, connection: sa.Connection, name: str) -> None:
         """Within a transaction: this place is a version's no more; `discard` it afterwards."""

@@ -95,7 +95,8 @@ class _Local:
             for folder, _, _ in os.walk(self._partial):
                 _sync_folder(folder)
             self._partial.rename(self._folder)
-            _sync_folder(self._folder.parent)
+            for above in (self._folder.parent, self._folder.parent.parent):  # both may be new
+                _sync_folder(above)
 
     @contextlib.contextmanager
     def read(self, file: str) -> Iterator[IO[bytes]]:

@@ -10,6 +10,7 @@ process that was suspended for a quarter of an hour) is refused by that same tra
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,35 +103,23 @@ class Registry:
         if existing is not None:
             return existing
         self._claims.clean()
-        place = place_of(f"{self._root}/{name}/{manifest.digest[:16]}-{secrets.token_hex(6)}")
         origin = dict(manifest.lineage if lineage is None else lineage)
-        with self._claims.writing(place) as claim:
-            size_bytes = artifacts.store(folder, manifest, place, claim.renew)
-            with self._database.writing(COMPONENT.name) as connection:
-                existing = _same(connection, name, key, manifest.digest)
-                if existing is not None:
-                    return existing  # another process was faster; the claim goes with its folder
-                claim.turn_into_version(connection)
-                now = self._clock()
-                version = Version(
-                    name=name,
-                    number=lookup.next_number(connection, name, now),
-                    digest=manifest.digest,
-                    artifact=place.name,
-                    state=READY,
-                    created_at=now,
-                    description=description,
-                    tags=dict(tags or {}),
-                    lineage=origin,
-                    metrics=dict(origin.get("metrics") or {}),
-                    parent=parent,
-                    key=key,
-                    size_bytes=size_bytes,
-                    manifest_sha256=manifest.sha256,
-                )
-                row = {column.name: vars(version)[column.name] for column in VERSIONS.columns}
-                connection.execute(VERSIONS.insert().values(**row))
-        return version
+        draft = Version(
+            name=name,
+            number=0,
+            digest=manifest.digest,
+            artifact=f"{self._root}/{name}/{manifest.digest[:16]}-{secrets.token_hex(6)}",
+            state=READY,
+            created_at=0.0,
+            description=description,
+            tags=dict(tags or {}),
+            lineage=origin,
+            metrics=dict(origin.get("metrics") or {}),
+            parent=parent,
+            key=key,
+            manifest_sha256=manifest.sha256,
+        )
+        return self._stored(draft, folder, manifest)
 
     def models(self) -> list[ModelSummary]:
         """All models, by name."""
@@ -328,6 +317,23 @@ class Registry:
                 f"{version.artifact}. Restore the files from a copy, or use another version."
             )
         return Path(place.name)
+
+    def _stored(self, draft: Version, folder: Path, manifest: artifacts.Manifest) -> Version:
+        """Copy the files and insert the version; or the one that has its key by then."""
+        place = place_of(draft.artifact)
+        with self._claims.writing(place) as claim:
+            size_bytes = artifacts.store(folder, manifest, place, claim.renew)
+            with self._database.writing(COMPONENT.name) as connection:
+                existing = _same(connection, draft.name, draft.key, draft.digest)
+                if existing is not None:
+                    return existing  # another process was faster; the claim goes with its folder
+                claim.turn_into_version(connection)
+                now = self._clock()
+                number = lookup.next_number(connection, draft.name, now)
+                version = replace(draft, number=number, created_at=now, size_bytes=size_bytes)
+                row = {column.name: vars(version)[column.name] for column in VERSIONS.columns}
+                connection.execute(VERSIONS.insert().values(**row))
+        return version
 
 
 def _absolute(root: str | None) -> str:
