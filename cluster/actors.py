@@ -6,6 +6,7 @@ decides.
 """
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,7 @@ class ActorPool:
         """As `Pool.poll`."""
         pending = {a.pending: n for n, a in self._stations.items() if a.pending is not None}
         if not pending:
+            time.sleep(timeout_s)  # whoever polls in a loop relies on it
             return []
         ready, _ = ray.wait(list(pending), num_returns=1, timeout=timeout_s)
         if ready:

@@ -49,6 +49,9 @@ def until(pool, count=1):
 
 def test_a_pool_keeps_its_promises(pool, tmp_path):
     assert pool.poll(0.0) == []
+    began = time.monotonic()
+    assert pool.poll(0.1) == []
+    assert time.monotonic() - began >= 0.1  # who polls in a loop does not spin
     pool.resize(2)
     first, second = sorted(pool.idle())
     pool.give(first, {"do": "echo", "value": [1, "two"]})
