@@ -41,6 +41,8 @@ class Replay:
         self.home.mkdir()
         self._maps = {each["metadata"]["name"]: each for each in of_kind(objects, "ConfigMap")}
         self._places = {HOME: str(self.home)}
+        # Replicas of a service listen where its front does; a run's nodes are told apart.
+        self._is_service = manifest["kind"] == "RayService"
         self.nodes: list[RayNode] = []
         self.agents: list[str] = []
         head = cluster_spec(manifest)["headGroupSpec"]["template"]["spec"]
@@ -105,7 +107,7 @@ class Replay:
 
     def node_command(self, node: int, command: list[str]) -> "subprocess.Popen[str]":
         """A command in the environment of a node, such as a hook of its pod."""
-        address = f"127.0.0.{node + 2}"
+        address = self._address(node)
         environment = {**self.environment, "RAY_ADDRESS": self._head, "RAY_NODE_IP": address}
         return subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -113,11 +115,12 @@ class Replay:
 
     def _start(self) -> None:
         port, dashboard = free_ports(2)
-        self._head = f"127.0.0.2:{port}"
-        self.dashboard = f"http://127.0.0.2:{dashboard}"
+        host = self._address(0)
+        self._head = f"{host}:{port}"
+        self.dashboard = f"http://{host}:{dashboard}"
         cluster = cluster_spec(self.manifest)
         params = start_parameters(cluster["headGroupSpec"], "head", "")
-        own = {"port": str(port), "dashboard-host": "127.0.0.2", "dashboard-port": str(dashboard)}
+        own = {"port": str(port), "dashboard-host": host, "dashboard-port": str(dashboard)}
         own |= {
             "temp-dir": str(self.folder / "ray"),
             "ray-client-server-port": str(free_ports(1)[0]),
@@ -127,9 +130,12 @@ class Replay:
             for _ in range(group.get("replicas", group["minReplicas"])):
                 self._node(start_parameters(group, "worker", self._head), "worker")
 
+    def _address(self, node: int) -> str:
+        return "127.0.0.1" if self._is_service else f"127.0.0.{node + 2}"
+
     def _node(self, params: dict[str, str], kind: str) -> None:
         agent, metrics = free_ports(2)
-        address = f"127.0.0.{len(self.nodes) + 2}"
+        address = self._address(len(self.nodes))
         own = {
             "node-ip-address": address,
             "dashboard-agent-listen-port": str(agent),
