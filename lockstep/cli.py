@@ -245,12 +245,16 @@ def predict(
 @app.command()
 def schema(
     pipeline: Annotated[bool, typer.Option("--pipeline", help="That of pipeline files.")] = False,
+    service: Annotated[bool, typer.Option("--service", help="That of a service's file.")] = False,
 ) -> None:
-    """Print the JSON Schema of job files, or of pipeline files, for editors."""
+    """Print the JSON Schema of job files, of pipeline files, or of a service's, for editors."""
     from configs.pipeline import Pipeline
     from configs.schema import Job
+    from configs.service import ServiceConfig
 
-    print_json((Pipeline if pipeline else Job).model_json_schema())
+    if pipeline and service:
+        raise UserError("received --pipeline and --service; one of them is allowed.")
+    print_json((ServiceConfig if service else Pipeline if pipeline else Job).model_json_schema())
 
 
 models.app.command("import")(import_)
