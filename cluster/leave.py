@@ -14,7 +14,7 @@ from cluster.runtime import joined
 _LOOK_S = 0.5
 
 
-def leave(within_s: float, address: str = "auto") -> bool:
+def leave(within_s: float, address: str = "auto", node_ip: str | None = None) -> bool:
     """Drain the node this runs on, and wait until its actors have ended or the time is over.
 
     Gangs with workers here take a snapshot at a common step and go on elsewhere.
@@ -22,6 +22,7 @@ def leave(within_s: float, address: str = "auto") -> bool:
     Args:
         within_s: Until when the node is there.
         address: The cluster.
+        node_ip: Which node, where this machine has several. None: the only one.
 
     Returns:
         Whether all actors had ended in time.
@@ -31,7 +32,7 @@ def leave(within_s: float, address: str = "auto") -> bool:
         EnvironmentFailure: The cluster does not answer.
     """
     ends_at = time.monotonic() + within_s
-    with joined(address):
+    with joined(address, node_ip):
         node_id = ray.get_runtime_context().get_node_id()
         drain(node_id, within_s)
         return wait_until(lambda: live_actors(node_id) == 0, ends_at)

@@ -85,8 +85,12 @@ def session(
 
 
 @contextlib.contextmanager
-def joined(address: str = "auto") -> Iterator[None]:
+def joined(address: str = "auto", node_ip: str | None = None) -> Iterator[None]:
     """The cluster that this machine is a node of, for the time of a `with` block.
+
+    Args:
+        address: The cluster.
+        node_ip: Which of its nodes here, where this machine has several. None: the only one.
 
     Raises:
         EnvironmentFailure: There is none, or it does not answer.
@@ -95,7 +99,12 @@ def joined(address: str = "auto") -> Iterator[None]:
     try:
         with _own_sigterm():
             _use_token()
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **({"_node_ip_address": node_ip} if node_ip else {}),
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EnvironmentFailure(f"cannot reach the cluster at {address}: {error}") from error
     try:

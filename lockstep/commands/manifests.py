@@ -84,11 +84,14 @@ def leave(
         float, typer.Option(help="Seconds until the node goes.", min=1, max=86400)
     ] = 100.0,
     address: Annotated[str, typer.Option(help="The Ray cluster.")] = "auto",
+    node_ip: Annotated[
+        str | None, typer.Option(help="Which node, where this machine has several.")
+    ] = None,
 ) -> None:
     """Tell the cluster that the node this runs on goes soon, and wait for its hand-over."""
     from cluster.leave import leave as leave_cluster
 
-    is_done = leave_cluster(within_s, address)
+    is_done = leave_cluster(within_s, address, node_ip)
     print("handed over" if is_done else "the time is over; what was left goes on from elsewhere")
 
 

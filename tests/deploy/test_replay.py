@@ -86,7 +86,7 @@ def test_a_node_that_is_told_to_go_hands_over(renders, tmp_path, monkeypatch):
         thread.start()
         try:
             until(lambda: events.exists() and events.read_text().count("\n") > 3, 300)
-            left = replay.node_command(2, hook)
+            left = replay.node_command(2, [*hook, "--node-ip", "127.0.0.4"])
             said, _ = left.communicate(timeout=110)
             assert left.returncode == 0, said
             assert "handed over" in said
