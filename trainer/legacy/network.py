@@ -224,7 +224,9 @@ def _functional(
     waiting = [
         (name, index, node)
         for name, entry in listed.items()
-        for index, node in enumerate(_nodes(entry, name in pieces))
+        for index, node in enumerate(
+            _nodes(entry, name in pieces), _first_node(name, entry, config["layers"], outputs)
+        )
     ]
     while waiting:
         later = [item for item in waiting if not _called(*item, listed, pieces, values, site)]
@@ -234,19 +236,13 @@ def _functional(
                 "other; the file is damaged. Save the model again."
             )
         waiting = later
-    used: list[keras.layers.Layer] = []
+    taken = [values[name, 0][tensor].tensor for name, _, tensor in inputs]
+    given = [settled(values[name, node][i], False, []).tensor for name, node, i in outputs]
     built = keras.Model(
-        [values[name, node][tensor].tensor for name, node, tensor in inputs],
-        [settled(values[name, node][tensor], False, used).tensor for name, node, tensor in outputs],
+        taken[0] if len(taken) == 1 else taken,
+        given[0] if len(given) == 1 else given,
         name=layer_name(config.get("name")),
     )
-    if len(inputs) == 1 and len(outputs) == 1:
-        name, node, tensor = outputs[0]
-        built = keras.Model(
-            values[inputs[0][0], 0][0].tensor,
-            settled(values[name, node][tensor], False, used).tensor,
-            name=layer_name(config.get("name")),
-        )
     return built, [pieces[name] for name in listed if name in pieces]
 
 
@@ -267,6 +263,22 @@ def _nodes(entry: Config, is_input: bool) -> list[Any]:
     return list(nodes)
 
 
+def _first_node(
+    name: str, entry: Config, listed: list[Config], outputs: list[tuple[str, int, int]]
+) -> int:
+    """The number of a layer's first call.
+
+    A nested model's own call of its layers was counted as one where it began with an input.
+    """
+    if entry["class_name"] not in _MODELS:
+        return 0
+    called = {(source, at) for source, at, _ in outputs}
+    for other in listed:
+        for node in _nodes(other, other["class_name"] == "InputLayer"):
+            called |= {(str(reference[0]), int(reference[1])) for reference in node}
+    return 0 if (name, 0) in called else 1
+
+
 def _called(
     name: str,
     index: int,
@@ -277,9 +289,6 @@ def _called(
     site: Site,
 ) -> bool:
     """Make a call of a layer if all that it takes is there; returns whether it was made."""
-    is_model = listed[name]["class_name"] in _MODELS
-    # A nested model's own call of its layers was counted as its first one.
-    index += 1 if is_model else 0
     keywords: dict[str, Any] = {}
     taken: list[tuple[str, int, int]] = []
     for reference in node:
