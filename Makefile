@@ -106,6 +106,9 @@ lock: $(READY) ## Resolve the versions anew
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --extra examples --extra dev --extra postgres --extra mlflow --extra kubernetes --no-header --no-annotate pyproject.toml -o requirements.lock
+	for kind in cpu gpu; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --extra postgres --extra mlflow --extra kubernetes $$(test $$kind = gpu && echo --extra gpu) --no-header --no-annotate \
+	  -c requirements.lock pyproject.toml -o deploy/docker/$$kind.lock; done
 
 .PHONY: clean
 clean: ## Remove what was built, not data and runs

@@ -15,10 +15,6 @@ from lockstep.cli import app
 from tests.deploy.checks.objects import Finding, Manifest, Pod, of_kind, pods
 
 ROOT = Path(__file__).parents[3]
-# Begin of command lines, and modules, that come with other parts of Lockstep: until then they are
-# looked at as far as the program alone.
-PENDING_COMMANDS = ("lockstep retrain", "lockstep serve")
-PENDING_MODULES = ("serving.deployment",)
 # What containers of other images run.
 OTHER_PROGRAMS = ("bash", "sh", "sleep", "mlflow", "pg_isready", "redis-server", "pg_dump")
 _MODULE_RUN = re.compile(r"exec env -C (?P<folder>\S+) python -P -m (?P<module>[\w.]+)")
@@ -112,10 +108,7 @@ def _problems(line: tuple[str, ...]) -> tuple[str, ...]:
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer has click's errors in several places
             raise
-        text, problem = " ".join(line), error.format_message()
-        if "No such command" in problem and text.startswith(PENDING_COMMANDS):
-            return ()
-        return (f"{text}: {problem}",)
+        return (f"{' '.join(line)}: {error.format_message()}",)
     return ()
 
 
@@ -176,8 +169,7 @@ def serve_config(manifest: Manifest, objects: list[Manifest]) -> Iterator[str]:
         module, _, name = str(application.get("import_path", "")).partition(":")
         path = ROOT / f"{module.replace('.', '/')}.py"
         if not path.is_file():
-            if module not in PENDING_MODULES:
-                yield f"import_path: there is no module {module}"
+            yield f"import_path: there is no module {module}"
         elif name not in _defined(path):
             yield f"import_path: {module} has no {name}"
         for deployment in application.get("deployments") or ():
