@@ -11,7 +11,7 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 import keras
@@ -261,8 +261,14 @@ def check_saved_model(folder: Path, trusts: bool) -> None:
             _check_operation(node.op, "the graph", has_saver)
         for function in graph.graph_def.library.function:
             name = function.signature.name
+            is_saver = bool(_SAVES.fullmatch(name))
             for node in function.node_def:
-                _check_operation(node.op, name, bool(_SAVES.fullmatch(name)))
+                _check_operation(node.op, name, is_saver)
+                if not is_saver:
+                    _check_calls(node, name)
+        for name in graph.object_graph_def.concrete_functions:
+            if _SAVES.fullmatch(name):
+                _refuse_operation(name, "functions that can be called")
 
 
 _OF_SAVERS = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename", "ShardedFilespec"}
@@ -272,7 +278,19 @@ def _check_operation(operation: str, where: str, is_saver: bool) -> None:
     if is_saver and operation in _OF_SAVERS:
         return
     if _FORBIDDEN.search(operation):
-        raise ImportRefused(
-            f"the SavedModel's {where} has the operation {operation}, which can run code or reach "
-            f"files; operations on tensors are allowed. {TRUST}"
-        )
+        _refuse_operation(operation, where)
+
+
+def _check_calls(node: Any, where: str) -> None:
+    """Whether an operation calls what only the saver may: it writes and reads files."""
+    for attribute in node.attr.values():
+        for called in [attribute.func, *attribute.list.func]:
+            if _SAVES.fullmatch(called.name):
+                _refuse_operation(called.name, where)
+
+
+def _refuse_operation(operation: str, where: str) -> NoReturn:
+    raise ImportRefused(
+        f"the SavedModel's {where} has the operation {operation}, which can run code or reach "
+        f"files; operations on tensors are allowed. {TRUST}"
+    )

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from trainer.errors import ImportRefused
 from trainer.safety import check_config, check_h5, check_saved_model, unpack_archive
@@ -187,3 +188,25 @@ def test_a_saved_model_keeps_to_its_tensors(tmp_path):
     (tmp_path / "good" / "assets" / "x").symlink_to("/etc/hostname")
     with pytest.raises(ImportRefused, match="is a link"):
         check_saved_model(tmp_path / "good", True)
+
+
+def test_what_saves_a_saved_model_is_called_by_nobody_else(tmp_path):
+    """`SaveV2` is allowed where TensorFlow put it; a signature that reaches it writes files."""
+    module = tf.Module()
+    module.v = tf.Variable([1.0, 2.0])
+    module.f = tf.function(
+        lambda x: module.v * x, input_signature=[tf.TensorSpec((None, 2), tf.float32)]
+    )
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.f)
+    check_saved_model(tmp_path / "m", False)
+    saved = saved_model_pb2.SavedModel()
+    file = tmp_path / "m" / "saved_model.pb"
+    saved.ParseFromString(file.read_bytes())
+    library = saved.meta_graphs[0].graph_def.library.function
+    (saver,) = [f.signature.name for f in library if "traced_save" in f.signature.name]
+    (caller,) = [f for f in library if "signature_wrapper" in f.signature.name]
+    node = caller.node_def.add(op="StatefulPartitionedCall", name="added")
+    node.attr["f"].func.name = saver
+    file.write_bytes(saved.SerializeToString())
+    with pytest.raises(ImportRefused, match="traced_save"):
+        check_saved_model(tmp_path / "m", False)
