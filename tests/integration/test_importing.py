@@ -145,6 +145,8 @@ def test_a_lambda_is_refused_and_with_trust_only_serves(tmp_path, suffix):
     assert load_predictor(artifact).signature.layout.width == 3
 
 
+# Keras warns of the optimizer's state where a model was saved before its first step.
+@pytest.mark.filterwarnings("ignore:Skipping variable loading:UserWarning")
 def test_a_model_of_keras_3_keeps_its_weights(tmp_path):
     model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
     model.compile(loss="mse")
