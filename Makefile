@@ -33,7 +33,9 @@ train: $(READY) data/flights/.ready ## The main job: flights, two workers, from 
 	$(BIN)/lockstep train configs/flights.yaml
 
 .PHONY: test
-test: lint types unit integration ## Lint, types and all tests but the long ones
+test: lint ## Lint, types and all tests but the long ones
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target types unit
+	$(MAKE) --no-print-directory integration
 
 .PHONY: lint
 lint: $(READY) ## Style
