@@ -155,7 +155,7 @@ class Scheduler:
             self._say({"event": "waiting", "host": other.host, "lease_s": other.lease_s})
         since = time.monotonic()
         while other is not None and not self._stops:
-            self._bell.wait(1.0)
+            self._bell.wait(min(1.0, other.lease_s / 4))
             is_silent = time.monotonic() - since > other.lease_s
             now = self._store.claim(self._me, other if is_silent else None)
             if now is not None and now != other:

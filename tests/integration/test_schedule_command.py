@@ -79,7 +79,7 @@ def soon(tmp_path: Path, pipeline: Path) -> Iterator[Daemon]:
 
     The schedule is known from before: a daemon that comes up late has a tick to make good.
     """
-    offset_s = 57.0 - time.time() % 60
+    offset_s = 58.2 - time.time() % 60
     database = Database(f"sqlite:///{tmp_path / 'metadata.db'}")
     store = Schedules(database)
     me = Holder("before", "here", 0, "", 1.0)
