@@ -178,7 +178,7 @@ class Sender:
 def _status_of(error: Exception) -> int | None:
     if not isinstance(error, MlflowException):
         return None
-    return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    return int(error.get_http_status_code())
 
 
 def _explain(error: Exception, uri: str) -> str:
