@@ -38,7 +38,13 @@ def disturb(rows: Path, tmp_path: Path, plan: str) -> Any:
     return lockstep.train(chaos_job(rows, tmp_path / "runs"), options=TrainOptions(chaos=plan))
 
 
-@pytest.mark.parametrize("plan", CORE.values(), ids=CORE)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param(plan, id=name, marks=pytest.mark.chaos if name == "signals" else ())
+        for name, plan in CORE.items()
+    ],
+)
 def test_failures_leave_no_trace(rows: Path, tmp_path: Path, undisturbed: Any, plan: str) -> None:
     run = disturb(rows, tmp_path, plan)
     assert_fired(run, plan)

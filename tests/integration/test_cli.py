@@ -127,9 +127,9 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("name", "metric", "epochs"),
-    [("digits", "accuracy", 6), pytest.param("weather", "mae", 1, marks=pytest.mark.long)],
+    ("name", "metric", "epochs"), [("digits", "accuracy", 6), ("weather", "mae", 1)]
 )
 def test_the_other_examples_learn(examples: Path, name: str, metric: str, epochs: int) -> None:
     job = str(ROOT / "configs" / f"{name}.yaml")

@@ -34,7 +34,8 @@ class Decaying(keras.metrics.Metric):
 """
 
 
-@pytest.mark.parametrize("workers", [(2, 3), pytest.param((3, 1), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [(2, 3), (3, 1)])
 def test_state_of_every_kind_comes_along(
     rows: Path, tmp_path: Path, workers: tuple[int, int]
 ) -> None:

@@ -39,6 +39,7 @@ def registry() -> Registry:
     return Registry(Database())
 
 
+@pytest.mark.long
 def test_a_run_that_stopped_goes_on_and_then_nothing_is_new(tmp_path: Path, home: Path) -> None:
     pipeline = make_pipeline(write_data(tmp_path / "rows"), tmp_path / "runs")
     with pytest.raises(EnvironmentFailure, match="stopped"):

@@ -136,6 +136,7 @@ def test_flights_train_the_same_from_csv(ray_session, home, tmp_path):
     assert runs[0].metrics["test"]["mae"] == runs[1].metrics["test"]["mae"]
 
 
+@pytest.mark.long
 def test_images_train_from_folders_and_are_varied_in_training_only(ray_session, home, tmp_path):
     rng = np.random.default_rng(0)
     for role, count in (("train", 24), ("test", 8)):

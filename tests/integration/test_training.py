@@ -55,7 +55,10 @@ def five_epochs(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> lockste
     return lockstep.train(make_job(rows, tmp_path_factory.mktemp("five"), train__epochs=5))
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)],
+)
 def test_weights_and_history_are_those_of_plain_fit(
     plain: Any, two_workers: lockstep.Run, rows: Path, tmp_path: Path, workers: int
 ) -> None:
@@ -271,6 +274,7 @@ def broken():
 """
 
 
+@pytest.mark.long
 def test_builder_file_and_saved_model_as_start(
     two_workers: lockstep.Run, rows: Path, tmp_path: Path
 ) -> None:
@@ -294,6 +298,7 @@ def model_of_this_file() -> Any:
     return model
 
 
+@pytest.mark.long
 def test_a_function_is_trained_as_a_job_is(rows: Path, tmp_path: Path) -> None:
     values = make_job(rows, tmp_path, train__epochs=1)
     sections = {key: values[key] for key in ("data", "train", "cluster", "runs_dir")}
@@ -381,7 +386,7 @@ def write_tokens(folder: Path, rows: int) -> Path:
     [
         pytest.param(1, 1, marks=pytest.mark.long),
         pytest.param(2, 1, marks=pytest.mark.long),
-        (2, 4),
+        pytest.param(2, 4, marks=pytest.mark.long),
     ],
 )
 def test_sparse_gradients_do_not_depend_on_calls_or_workers(

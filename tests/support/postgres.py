@@ -46,7 +46,9 @@ def running_postgres(folder: Path) -> Iterator[str]:
     """
     binaries = postgres_binaries()
     assert binaries is not None, "there is no PostgreSQL on this machine"
-    home = Path(tempfile.mkdtemp(prefix="postgres-of-tests-", dir="/tmp"))  # a socket's path is short
+    home = Path(
+        tempfile.mkdtemp(prefix="postgres-of-tests-", dir="/tmp")
+    )  # a socket's path is short
     try:
         user = _hand_over(home)
         data = home / "data"
