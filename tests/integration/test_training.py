@@ -114,6 +114,7 @@ def test_the_run_folder_holds_what_the_design_names(two_workers: lockstep.Run) -
     assert not [path for path in two_workers.folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.long
 def test_two_epochs_and_three_more_are_five_bit_for_bit(
     five_epochs: lockstep.Run, rows: Path, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def build():
 """
 
 
+@pytest.mark.long
 def test_a_difference_that_nothing_explains_is_status_1(
     rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
