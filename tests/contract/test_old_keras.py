@@ -17,7 +17,7 @@ FILES = sorted([*DATA.glob("legacy_models/*.h5"), *DATA.glob("old_keras/*.h5")])
 
 
 def is_long(path):
-    """Most of TensorFlow's files are left to the long run: tf.keras is tried in all formats, too."""
+    """Most of TensorFlow's files wait for the long run: tf.keras is tried in all formats too."""
     return (
         "_tensorflow_" in path.stem
         and path.parent.name == "old_keras"
