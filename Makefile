@@ -50,15 +50,23 @@ unit: $(READY) ## Tests without Ray
 
 .PHONY: integration
 integration: $(READY) ## Tests with real processes
-	$(BIN)/pytest -m "not long and not chaos" tests/contract tests/integration tests/chaos
+	$(BIN)/pytest -m "not long and not chaos" tests/contract tests/integration tests/chaos tests/deploy
+
+.PHONY: k8s-check
+k8s-check: $(READY) ## All manifests against the rules of Kubernetes, KubeRay and the operator; a part of test
+	$(BIN)/pytest -m "not long" tests/deploy
 
 .PHONY: test-all
 test-all: lint types unit ## All tests but those of test-chaos, the long ones too, and docs/parity.md
-	LOCKSTEP_PARITY_REPORT=docs/parity.md $(BIN)/pytest -m "not chaos" tests/contract tests/integration tests/chaos
+	LOCKSTEP_PARITY_REPORT=docs/parity.md $(BIN)/pytest -m "not chaos" tests/contract tests/integration tests/chaos tests/deploy
 
 .PHONY: test-chaos
 test-chaos: $(READY) ## Every fault in every phase, fifty random kills, several hosts
 	$(BIN)/pytest -m chaos tests/chaos tests/integration
+
+.PHONY: test-clients
+test-clients: $(READY) ## Clients of others, unmodified, in an environment of their own
+	$(BIN)/python -m tests.clients.run
 
 .PHONY: parity-legacy
 parity-legacy: $(READY) ## The second opinion: tf_keras under the same strategy, for docs/parity.md
@@ -81,6 +89,14 @@ bench-data: $(READY) ## Rows a second beside Ray Data, tf.data and plain decodin
 bench-recovery: $(READY) data/flights/.ready ## Seconds lost to kills, and the cost of checkpoints
 	$(BIN)/python -m benchmarks.recovery
 
+.PHONY: bench-serving
+bench-serving: $(READY) ## Predictions a second, online and in batches, beside Ray Serve and Ray Data
+	$(BIN)/python -m benchmarks.serving
+
+.PHONY: bench-queue
+bench-queue: $(READY) ## Decisions of the queue at 10,000 jobs and 1,000 nodes
+	$(BIN)/python -m benchmarks.queue
+
 .PHONY: catalog
 catalog: $(READY) ## The table of Keras names, after a change of the Keras version
 	$(BIN)/python -m trainer.catalog
@@ -90,6 +106,9 @@ lock: $(READY) ## Resolve the versions anew
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --extra examples --extra dev --extra postgres --extra mlflow --extra kubernetes --no-header --no-annotate pyproject.toml -o requirements.lock
+	for kind in cpu gpu; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --extra postgres --extra mlflow --extra kubernetes $$(test $$kind = gpu && echo --extra gpu) --no-header --no-annotate \
+	  -c requirements.lock pyproject.toml -o deploy/docker/$$kind.lock; done
 
 .PHONY: clean
 clean: ## Remove what was built, not data and runs

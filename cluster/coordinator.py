@@ -13,10 +13,11 @@ process. States and what each permits:
     FAILED    an error is there                          final
 """
 
+import os
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
@@ -119,6 +120,7 @@ class RunSpec:
         settings: Plain values.
         chaos: A plan of faults (`cluster.faults`), or nothing.
         chaos_seed: Of what the plan leaves to chance.
+        environment: Added to the coordinator's environment; may hold secrets.
     """
 
     gang: GangSpec
@@ -129,12 +131,14 @@ class RunSpec:
     settings: Any
     chaos: str = ""
     chaos_seed: int = 0
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 class Coordinator:
     """Runs one run. `run` blocks in one thread; `events` and `request_stop` come from others."""
 
     def __init__(self, spec: RunSpec) -> None:
+        os.environ.update(spec.environment)
         self._spec = spec
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
         self._first_event = 0

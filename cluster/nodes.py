@@ -3,11 +3,16 @@
 All that is read of Ray's own state is read here; the choice between nodes is pure.
 """
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import ray
 from ray._private import state as ray_state
+from ray._private import worker
+from ray.core.generated import autoscaler_pb2
+
+from cluster.errors import NodeStays
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,33 @@ def draining_nodes() -> set[str]:
     Ray has no public call for it; this one is that of its own libraries, as of 2.60.
     """
     return set(ray_state.state.get_draining_nodes())
+
+
+def drain(node_id: str, within_s: float) -> None:
+    """Announce that a node goes within so many seconds: nothing new is placed there.
+
+    Ray has no public call for it; this one is that of `ray drain-node`, as of 2.60.
+
+    Raises:
+        NodeStays: Ray refuses.
+    """
+    deadline_ms = int((time.time() + within_s) * 1000)
+    is_accepted, reason = worker.global_worker.gcs_client.drain_node(
+        node_id,
+        autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
+        "the node is about to go",
+        deadline_ms,
+    )
+    if not is_accepted:
+        raise NodeStays(f"Ray does not let node {node_id} go: {reason}.")
+
+
+def live_actors(node_id: str) -> int:
+    """Actors on a node that have not ended."""
+    return sum(
+        actor["State"] == "ALIVE" and actor["Address"]["NodeID"] == node_id
+        for actor in ray_state.actors().values()
+    )
 
 
 def choose(

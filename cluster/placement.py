@@ -8,7 +8,7 @@ whose host broke off unannounced is shunned meanwhile.
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -55,7 +55,7 @@ class GangSpec:
     cpus: int
     gpus: int
     preload: tuple[str, ...]
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)  # may hold secrets
     log_dir: str
     start_timeout_s: float
     min_workers: int = 0

@@ -85,6 +85,35 @@ def session(
 
 
 @contextlib.contextmanager
+def joined(address: str = "auto", node_ip: str | None = None) -> Iterator[None]:
+    """The cluster that this machine is a node of, for the time of a `with` block.
+
+    Args:
+        address: The cluster.
+        node_ip: Which of its nodes here, where this machine has several. None: the only one.
+
+    Raises:
+        EnvironmentFailure: There is none, or it does not answer.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        with _own_sigterm():
+            _use_token()
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **({"_node_ip_address": node_ip} if node_ip else {}),
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EnvironmentFailure(f"cannot reach the cluster at {address}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
     """What this process does at SIGTERM stays so: Ray's core installs a handler that ends it."""
     handler = signal.getsignal(signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""Job files: YAML and overrides in, a checked `Job` out, errors with file, line and field.
+"""Job and pipeline files: YAML and overrides in, checked values out, errors with file and line.
 
 Owns precedence (override, then YAML, then default) and the wording of what pydantic finds. Reads
-nothing but the job file itself.
+nothing but the file itself, and for a pipeline the job file that it names.
 """
 
 import functools
@@ -10,14 +10,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from configs.errors import JobError, UserError, did_you_mean
+from configs.pipeline import Pipeline
 from configs.schema import Job
+from configs.section import Section
+
+Root = TypeVar("Root", bound=Section)
+
+_NEEDED = {"job": "name, model, data and train", "pipeline": "name, job and data"}
 
 
 def load_job(source: Job | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()) -> Job:
@@ -27,20 +33,58 @@ def load_job(source: Job | Mapping[str, Any] | str | Path, overrides: Sequence[s
 
     Raises JobError with the file, the line and the field of the first mistakes.
     """
+    values, lines, where = _values(source, "job")
+    return _checked(Job, values, overrides, lines, where)
+
+
+def load_pipeline(
+    source: Pipeline | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()
+) -> Pipeline:
+    """A checked pipeline from a `Pipeline`, a mapping, or the path of a YAML file.
+
+    `overrides` are as those of `load_job`; they reach into the job by `job.a.b=value`, also where
+    it stands in a file of its own. Paths are relative to the working directory.
+
+    Raises JobError with the file, the line and the field of the first mistakes.
+    """
+    values, lines, where = _values(source, "pipeline")
+    whole = [override for override in overrides if override.startswith("job=")]
+    for override in whole:
+        _apply_override(values, override)
+    rest = [override for override in overrides if override not in whole]
+    if isinstance(values.get("job"), str | Path):
+        inner = [o.removeprefix("job.") for o in rest if o.startswith("job.")]
+        rest = [override for override in rest if not override.startswith("job.")]
+        values["job"] = load_job(values["job"], inner)
+    return _checked(Pipeline, values, rest, lines, where)
+
+
+def _values(
+    source: Section | Mapping[str, Any] | str | Path, noun: str
+) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int], str]:
+    """Values, line of each of them, and what errors call the whole."""
     if isinstance(source, str | Path):
         path = Path(source)
-        text = _read(path)
-        values, lines, where = _parse(text, path), _line_numbers(text, path), str(path)
-    else:
-        values = source.model_dump() if isinstance(source, Job) else dict(source)
-        lines, where = {}, "job"
+        text = _read(path, noun)
+        return _parse(text, path, noun), _line_numbers(text, path), str(path)
+    values = source.model_dump() if isinstance(source, Section) else dict(source)
+    return values, {}, noun
+
+
+def _checked(
+    root: type[Root],
+    values: dict[str, Any],
+    overrides: Sequence[str],
+    lines: dict[tuple[str | int, ...], int],
+    where: str,
+) -> Root:
     for override in overrides:
         place = _apply_override(values, override)
         lines = {p: line for p, line in lines.items() if p[: len(place)] != place} | {place: 0}
     try:
-        return Job.model_validate(values)
+        return root.model_validate(values)
     except ValidationError as error:
-        raise JobError(_explain(error, lines, where)) from None
+        raise JobError(_explain(root, error, lines, where)) from None
 
 
 def dump_job(job: Job) -> str:
@@ -68,6 +112,7 @@ RESUMABLE_FIELDS: dict[str, Any] = {
     "cluster": True,
     "checkpoint": True,
     "export": True,
+    "tracking": True,
     "runs_dir": True,
     "train": {"epochs", "steps_per_execution", "max_time_s"},
 }
@@ -113,25 +158,25 @@ for _kind in (str, int, float):  # what is derived from these is written as thes
     _Dumper.add_multi_representer(_kind, functools.partial(_represent_as, _kind))
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, noun: str) -> str:
     if path.is_dir():
-        raise JobError(f"{path} is a folder; a job file is allowed. Name the YAML file in it.")
+        raise JobError(f"{path} is a folder; a {noun} file is allowed. Name the YAML file in it.")
     try:
         return path.read_text()
     except FileNotFoundError:
-        raise JobError(_missing_file(path)) from None
+        raise JobError(_missing_file(path, noun)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"cannot read {path}: {error}. A text file in YAML is allowed.") from None
 
 
-def _missing_file(path: Path) -> str:
+def _missing_file(path: Path, noun: str) -> str:
     folder = path.parent
     names = [entry.name for entry in folder.glob("*.yaml")] if folder.is_dir() else []
     guess = did_you_mean(path.name, names)
-    return f"no job file at {path}; the path of a YAML file is needed.{guess}"
+    return f"no {noun} file at {path}; the path of a YAML file is needed.{guess}"
 
 
-def _parse(text: str, path: Path) -> dict[str, Any]:
+def _parse(text: str, path: Path, noun: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, _Loader)  # a safe loader
     except yaml.YAMLError as error:
@@ -142,8 +187,8 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         kind = "nothing" if values is None else type(values).__name__
         raise JobError(
-            f"{path}: received {kind}; a mapping with name, model, data and train is allowed. "
-            "See `lockstep schema`."
+            f"{path}: received {kind}; a mapping with {_NEEDED[noun]} is allowed. "
+            f"See `lockstep schema{' --pipeline' if noun == 'pipeline' else ''}`."
         )
     return values
 
@@ -210,11 +255,16 @@ def _apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     return place
 
 
-def _explain(error: ValidationError, lines: Mapping[tuple[str | int, ...], int], where: str) -> str:
+def _explain(
+    root: type[Section],
+    error: ValidationError,
+    lines: Mapping[tuple[str | int, ...], int],
+    where: str,
+) -> str:
     messages = []
     for details in error.errors(include_url=False):
         place = _schema_place(details)
-        messages.append(f"{_position(place, lines, where)}: {_sentence(details, place)}")
+        messages.append(f"{_position(place, lines, where)}: {_sentence(root, details, place)}")
     return "\n".join(dict.fromkeys(messages))
 
 
@@ -243,11 +293,11 @@ def _position(
     return where
 
 
-def _sentence(details: ErrorDetails, place: tuple[int | str, ...]) -> str:
+def _sentence(root: type[Section], details: ErrorDetails, place: tuple[int | str, ...]) -> str:
     dotted = ".".join(str(part) for part in place)
     kind, value = details["type"], details["input"]
     if kind == "extra_forbidden":
-        allowed = _allowed_keys(place[:-1])
+        allowed = _allowed_keys(root, place[:-1])
         return (
             f"unknown key {dotted}; allowed here: {', '.join(allowed)}."
             f"{did_you_mean(str(place[-1]), allowed)}"
@@ -265,9 +315,9 @@ def _sentence(details: ErrorDetails, place: tuple[int | str, ...]) -> str:
     return f"{dotted}: received {received}; allowed: {allowed_text}. Change {dotted}."
 
 
-def _allowed_keys(place: tuple[int | str, ...]) -> list[str]:
+def _allowed_keys(root: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
     """Field names of the section at `place`."""
-    section: type[BaseModel] = Job
+    section = root
     for part in place:
         if isinstance(part, int):
             continue

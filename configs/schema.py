@@ -5,6 +5,7 @@ names of layers, losses and the like are checked against the catalogue (`configs
 data holds is checked by the packages that read it. `configs.load` turns YAML into a `Job`.
 """
 
+import warnings
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -22,6 +23,8 @@ from configs.section import (
     PositiveInt,
     Section,
 )
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 class ModelConfig(Section):
@@ -42,7 +45,9 @@ class ModelConfig(Section):
         default_factory=dict, description="Keyword arguments for the builder."
     )
     file: str | None = Field(
-        None, description="A .keras or .h5 model to go on from, weights included."
+        None,
+        description="A model to go on from, weights included: a .keras or .h5 file, or a "
+        "registered version as NAME/NUMBER, NAME@ALIAS or NAME (its champion).",
     )
 
     @model_validator(mode="after")
@@ -216,13 +221,87 @@ class CheckpointConfig(Section):
     )
 
 
-class ExportConfig(Section):
-    """What the artifact holds."""
+with warnings.catch_warnings():
+    # pydantic warns of `register` as if instances had that method; only their metaclass has it
+    warnings.filterwarnings("ignore", 'Field name "register"', UserWarning)
 
-    h5: bool = Field(True, description="Write trained_model.h5 beside model.keras.")
-    saved_model: bool = Field(
-        True, description="Write saved_model/, which takes raw columns by name."
+    class ExportConfig(Section):
+        """What the artifact holds."""
+
+        h5: bool = Field(True, description="Write trained_model.h5 beside model.keras.")
+        saved_model: bool = Field(
+            True, description="Write saved_model/, which takes raw columns by name."
+        )
+        register: str | None = Field(
+            None,
+            description="The model whose next version the finished artifact becomes. null: the "
+            "artifact stays in the run folder only.",
+            pattern=NAME_PATTERN,
+        )
+
+
+class TrackingConfig(Section):
+    """Where a run is recorded besides its folder. It never decides how a run goes."""
+
+    mlflow_uri: str | None = Field(
+        None,
+        description="MLflow's address: http://, https://, file:/FOLDER or databricks; or env:NAME, "
+        "the environment variable that holds it, for an address with a password. User, password "
+        "and token can also come from MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD and "
+        "MLFLOW_TRACKING_TOKEN. Needs the extra `mlflow`. null: nothing is sent.",
     )
+    experiment: str | None = Field(
+        None, description="MLflow's experiment. null: the name of the job.", min_length=1
+    )
+    tags: dict[str, str] = Field(
+        default_factory=dict, description="Tags of the MLflow run, besides Lockstep's own."
+    )
+    log_model: bool = Field(
+        False, description="Send the whole artifact, models included, not only what describes it."
+    )
+    timeout_s: float = Field(
+        10.0,
+        description="Longest wait, in seconds, at the end of a run for what is not delivered yet.",
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+    )
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> Self:
+        if self.mlflow_uri is None:
+            given = [name for name in ("experiment", "tags", "log_model") if getattr(self, name)]
+            if given:
+                raise ValueError(
+                    f"{' and '.join(given)} without mlflow_uri has no effect. Set mlflow_uri, or "
+                    "remove it."
+                )
+            return self
+        _check_mlflow_uri(self.mlflow_uri)
+        return self
+
+
+_MLFLOW_SCHEMES = ("http", "https", "file", "databricks", "env")
+
+
+def _check_mlflow_uri(uri: str) -> None:
+    """Refuse what no MLflow is at, and secrets: the text of a job is kept in many places."""
+    scheme = uri.partition(":")[0]
+    if scheme not in _MLFLOW_SCHEMES or (scheme == uri and scheme != "databricks"):
+        raise ValueError(
+            "mlflow_uri begins with none of http://, https://, file:, databricks and env:NAME. "
+            "Correct it."
+        )
+    if scheme == "file" and not uri.startswith("file:/"):
+        raise ValueError(
+            f"mlflow_uri={uri} is no absolute path; file:/FOLDER is allowed. Name the folder from "
+            "the root, one that all machines see."
+        )
+    if scheme in ("http", "https") and ("@" in uri or "?" in uri):
+        raise ValueError(
+            "mlflow_uri holds a user, a password or a query, which would be kept with the job. "
+            "Put the address into an environment variable and name it: mlflow_uri: env:NAME."
+        )
 
 
 class Job(Section):
@@ -230,7 +309,7 @@ class Job(Section):
 
     name: str = Field(
         description="Names the run folder and the model: letters, digits, '_', '-' and '.'.",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        pattern=NAME_PATTERN,
     )
     model: ModelConfig
     compile: CompileConfig | None = Field(
@@ -242,6 +321,7 @@ class Job(Section):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     runs_dir: str = Field("runs", description="Folder that holds runs/<name>/<run_id>/.")
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from configs.stores import is_remote, reason
 from data_pipeline import storage
 from data_pipeline.encoding import Category
 from data_pipeline.errors import DataError, ReadError
@@ -26,7 +27,6 @@ from data_pipeline.features import (
     feature_values,
     null_rows,
 )
-from data_pipeline.object_stores import is_remote, reason
 from data_pipeline.source import Source, with_partitions
 
 OnNull = Literal["error", "drop", "zero"]

@@ -340,5 +340,6 @@ def assemble_rows(columns: Sequence[Array], layout: InputLayout) -> Array:
     rows = len(columns[0])
     flat = np.empty((rows, layout.width), np.float32)
     for feature, values in zip(layout.features, columns, strict=True):
-        flat[:, feature.offset : feature.offset + feature.size] = values.reshape(rows, -1)
+        place = slice(feature.offset, feature.offset + feature.size)
+        flat[:, place] = values.reshape(rows, feature.size)
     return flat.reshape(rows, *layout.input_shape)

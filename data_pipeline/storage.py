@@ -37,8 +37,9 @@ from pyarrow import fs
 
 from configs.errors import did_you_mean
 from configs.section import Paths
+from configs.stores import is_remote, whereabouts
 from data_pipeline.errors import DataError, ReadError
-from data_pipeline.object_stores import Store, failures_of, is_remote, store_of, whereabouts
+from data_pipeline.object_stores import Store, failures_of, store_of
 
 _HERE = "the working directory"
 _THREADS = 16
@@ -158,7 +159,7 @@ def read_whole(path: str) -> bytes:
 def open_file(path: str, planned: FileState | None = None) -> pa.NativeFile:
     """A file for reading at any place; not to be shared between threads.
 
-    What fails later, while reading, is an OSError for `object_stores.reason` to explain.
+    What fails later, while reading, is an OSError for `configs.stores.reason` to explain.
 
     Args:
         path: The file.

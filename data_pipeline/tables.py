@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 
 from configs.errors import did_you_mean
 from configs.section import Paths
+from configs.stores import is_remote, reason
 from data_pipeline import storage
 from data_pipeline.csv_text import CsvFile, CsvRules, open_csv, with_common_types
 from data_pipeline.encoding import RawKind
 from data_pipeline.errors import DataError, ReadError
 from data_pipeline.features import Array, column_to_numpy, null_rows
-from data_pipeline.object_stores import is_remote, reason
 from data_pipeline.source import (
     PARQUET_SUFFIXES,
     Column,

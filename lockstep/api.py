@@ -20,15 +20,19 @@ from cluster.coordinator import RunHandle, RunSpec
 from cluster.faults import FaultPlan
 from cluster.gang import GangSpec
 from cluster.runtime import Need, session
+from cluster.secret_keeping import forwarded
 from configs.errors import UserError
 from configs.load import load_job
 from configs.schema import Job
 from lockstep.follow import Interrupted, Listener, RunPlan, SilentListener, drain, follow
+from lockstep.registration import Registration, origin_of
 from trainer.certificate import VerifySettings
+from trainer.files import write_json
 from trainer.payloads import PlannedData, TrainingSettings
 from trainer.preflight import open_sources, plan_data
 from trainer.probe import IN_PROBE, start_probe
 from trainer.run_folder import open_run_folder
+from trainer.tracking import tracking_address
 
 _PRELOAD = ("trainer.worker", "trainer.export")
 _PRELOAD_VERIFY = ("trainer.verify",)
@@ -64,6 +68,17 @@ class Run:
         """summary.json."""
         summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
         return summary
+
+    @property
+    def version(self) -> str | None:
+        """What the artifact was registered as, such as `flights/3`; None without."""
+        version: str | None = self.summary.get("version")
+        return version
+
+    def record(self, facts: Mapping[str, Any]) -> None:
+        """Add to summary.json what came after the run."""
+        self.summary.update(facts)
+        write_json(self.folder / "summary.json", self.summary)
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -130,15 +145,18 @@ def train(
         job = _job_from_function(job, sections)
     elif sections:
         raise UserError(f"{sorted(sections)} have no effect without a model function.")
-    loaded = load_job(job, overrides)
+    origin = origin_of(load_job(job, overrides))
+    loaded = origin.job
     if options.chaos:
         FaultPlan.parse(options.chaos).check(loaded.cluster.workers)
+    address = tracking_address(loaded.tracking)
     sources, layout = open_sources(loaded, listener.converting, listener.warned)
     probe = start_probe(loaded, layout)
     cluster = loaded.cluster
     need = Need(cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.standbys)
     try:
         data = plan_data(loaded, sources, layout)
+        registration = Registration(origin, data) if loaded.export.register else None
         # Ray comes up while the probe builds the model; no worker starts before both are done.
         with session(need, options.address, options.is_verbose) as warnings:
             facts = probe.facts(loaded.cluster.start_timeout_s)
@@ -147,10 +165,13 @@ def train(
             listener.planned(plan)
             for warning in (*facts.warnings, *_data_warnings(data), *warnings):
                 listener.warned(warning)
-            follow(_run_spec(plan, options.chaos), listener)
+            follow(_run_spec(plan, options.chaos, address), listener)
     finally:
         probe.kill()
-    return Run(folder.path)
+    run = Run(folder.path)
+    if registration is not None:
+        run.record({"version": str(registration.register(run.summary))})
+    return run
 
 
 def verify(
@@ -184,7 +205,7 @@ def verify(
         )
     if steps < 1:
         raise UserError(f"--steps received {steps}; 1 or more is allowed.")
-    loaded = load_job(job, [*overrides, f"cluster.workers={max(workers)}"])
+    loaded = origin_of(load_job(job, [*overrides, f"cluster.workers={max(workers)}"])).job
     sources, layout = open_sources(loaded, listener.converting, listener.warned)
     probe = start_probe(loaded, layout)
     cluster = loaded.cluster
@@ -249,7 +270,7 @@ def _spec(job: Job, gang: GangSpec, delegate: str, settings: Any) -> RunSpec:
     )
 
 
-def _run_spec(plan: RunPlan, chaos: str) -> RunSpec:
+def _run_spec(plan: RunPlan, chaos: str, tracking: str | None) -> RunSpec:
     folder = plan.folder.path
     gang = _gang_spec(plan.job, plan.folder.run_id, str(folder / "logs"), _PRELOAD)
     settings = TrainingSettings(
@@ -259,9 +280,10 @@ def _run_spec(plan: RunPlan, chaos: str) -> RunSpec:
         plan.data.with_absolute_paths(),
         plan.folder.checkpoints,
         plan.folder.is_resumed,
+        tracking_address=tracking,
     )
     spec = _spec(plan.job, gang, "trainer.supervisor:TrainingSupervisor", settings)
-    return replace(spec, chaos=chaos, chaos_seed=plan.job.train.seed)
+    return replace(spec, chaos=chaos, chaos_seed=plan.job.train.seed, environment=forwarded())
 
 
 def with_absolute_paths(job: Job) -> Job:
@@ -303,6 +325,7 @@ def _worker_environment(gpus: int) -> dict[str, str]:
         "TF_GRPC_REUSE_PORT": "1",
         "PYTHONUNBUFFERED": "1",
         IN_PROBE: "1",
+        **forwarded(),
     }
     return environment if gpus else {**environment, "CUDA_VISIBLE_DEVICES": "-1"}
 

@@ -47,6 +47,7 @@ def compare_with_undisturbed(
         is_resume=False,
         chaos="",
     )
+    overrides = [*overrides, "export.register=null"]  # one version of one run
     other = train(job, overrides=overrides, options=options, listener=listener)
     ours, theirs = (_weights(one) for one in (run, other))
     apart = [

@@ -4,17 +4,16 @@ Exit status: 0 done, 1 a comparison found a difference that nothing explains, 2 
 3 the environment failed for good, 130 interrupted.
 """
 
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from configs.errors import LockstepError, UserError
+from lockstep.commands import batches, jobs, manifests, models, retraining, serve, users
+from lockstep.commands import schedule as schedule_commands
 from lockstep.commands.importing import import_
 from lockstep.commands.options import (
     Address,
@@ -26,6 +25,7 @@ from lockstep.commands.options import (
     names,
     numbers,
     print_json,
+    terminable,
 )
 
 app = typer.Typer(
@@ -35,10 +35,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-models_app = typer.Typer(help="Registered models.", no_args_is_help=True)
-app.add_typer(models_app, name="models")
-models_app.command("import")(import_)
 
 data_app = typer.Typer(help="Look at the data of a job.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -98,7 +94,7 @@ def train(
     view = render.TrainingView(terminal)
     options = api.TrainOptions(run_id, resume, address, verbose, chaos)
     comparison: dict[str, Any] = {}
-    with _terminable():
+    with terminable():
         try:
             run = api.train(loaded, options=options, listener=view)
             if chaos_compare:
@@ -174,8 +170,12 @@ def show(
         show_data(console(is_stderr=False), facts)
 
 
-ModelPath = Annotated[
-    Path, typer.Argument(help="An artifact folder, .keras, .h5 or SavedModel folder.")
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="NAME/NUMBER, NAME@ALIAS or NAME of a registered model; or the path of an artifact "
+        "folder, .keras, .h5 or SavedModel folder."
+    ),
 ]
 Data = Annotated[list[str], typer.Argument(help="Parquet or CSV: files, folders or globs.")]
 Features = Annotated[
@@ -185,7 +185,7 @@ Features = Annotated[
 
 @app.command()
 def evaluate(
-    model: ModelPath,
+    model: Model,
     data: Data,
     features: Features = "",
     label: Annotated[str | None, typer.Option(help="Label column, if not the signature's.")] = None,
@@ -195,11 +195,14 @@ def evaluate(
     is_json: Json = False,
 ) -> None:
     """Loss and metrics of a saved model on rows it may never have seen."""
+    from lockstep.models import find_model
+
+    path = find_model(model)  # a mistake is told before TensorFlow is imported
     be_quiet()
     from serving.evaluation import evaluate_files
     from serving.predictor import load_predictor
 
-    predictor = load_predictor(model, names(features))
+    predictor = load_predictor(path, names(features))
     results = evaluate_files(predictor, data, label=label, on_null=on_null)
     if is_json:
         print_json(results)
@@ -210,7 +213,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: ModelPath,
+    model: Model,
     inputs: Data,
     output: Annotated[Path, typer.Option(help="Folder that receives Parquet parts.")],
     features: Features = "",
@@ -222,11 +225,14 @@ def predict(
     is_json: Json = False,
 ) -> None:
     """Predict each row of Parquet or CSV files with a saved model."""
+    from lockstep.models import find_model
+
+    path = find_model(model)
     be_quiet()
     from serving.files import predict_files
     from serving.predictor import load_predictor
 
-    predictor = load_predictor(model, names(features))
+    predictor = load_predictor(path, names(features))
     summary = predict_files(predictor, inputs, output, on_null=on_null, column=column)
     if is_json:
         print_json({**vars(summary), "output": str(summary.output)})
@@ -237,11 +243,32 @@ def predict(
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of job files, for editors."""
+def schema(
+    pipeline: Annotated[bool, typer.Option("--pipeline", help="That of pipeline files.")] = False,
+    service: Annotated[bool, typer.Option("--service", help="That of a service's file.")] = False,
+) -> None:
+    """Print the JSON Schema of job files, of pipeline files, or of a service's, for editors."""
+    from configs.pipeline import Pipeline
     from configs.schema import Job
+    from configs.service import ServiceConfig
 
-    print_json(Job.model_json_schema())
+    if pipeline and service:
+        raise UserError("received --pipeline and --service; one of them is allowed.")
+    print_json((ServiceConfig if service else Pipeline if pipeline else Job).model_json_schema())
+
+
+models.app.command("import")(import_)
+app.add_typer(models.app, name="models")
+app.command()(retraining.retrain)
+app.add_typer(schedule_commands.app, name="schedule")
+app.command("serve")(serve.serve)
+app.add_typer(users.app, name="users")
+app.add_typer(batches.app, name="batches")
+app.command()(jobs.submit)
+app.add_typer(jobs.jobs_app, name="jobs")
+app.command()(manifests.render)
+app.command()(manifests.launch)
+app.command()(manifests.leave)
 
 
 def main() -> None:
@@ -274,16 +301,6 @@ def _explain(error: LockstepError) -> int:
     prefix = "interrupted" if error.exit_status == 130 else "error"
     print(f"{prefix}: {error}", file=sys.stderr)
     return error.exit_status
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM asks for a clean stop, as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

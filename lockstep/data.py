@@ -9,6 +9,7 @@ from configs.load import load_job
 from configs.schema import Job
 from data_pipeline.describe import describe_columns, describe_shares, sample_rows, source_facts
 from data_pipeline.quality import shuffle_quality
+from lockstep.registration import origin_of
 from trainer.preflight import open_sources, plan_data
 
 
@@ -32,7 +33,7 @@ def describe_data(
     Raises:
         UserError: Something is wrong with the job or its data.
     """
-    loaded = load_job(job, overrides)
+    loaded = origin_of(load_job(job, overrides)).job
     sources, layout = open_sources(loaded)
     data = plan_data(loaded, sources, layout)
     plan, train_rows = data.plan, data.sources["train"]

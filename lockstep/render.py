@@ -220,7 +220,10 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     if summary["recoveries"]:
         console.print(f"{len(summary['recoveries'])} failures recovered", highlight=False)
     folder = summary["run_folder"]
-    for label, path in (("artifact", summary["artifact"]), ("report", f"{folder}/report.html")):
+    places = {"artifact": summary["artifact"], "report": f"{folder}/report.html"}
+    if "version" in summary:
+        places["registered"] = summary["version"]
+    for label, path in places.items():
         console.print(f"{label}: {path}", soft_wrap=True, highlight=False)
 
 

@@ -10,7 +10,10 @@ lock of the component's name. Readers never wait, and see one state throughout.
 """
 
 import os
+import random
 import re
+import sqlite3
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +29,17 @@ from registry.errors import DatabaseFailure, RegistryError
 _URL_VARIABLE = "LOCKSTEP_DATABASE"
 _FILE = "metadata.db"
 _BUSY_S = 30.0
+_SHOWN_OPTIONS = ("host", "port", "mode")
+_RETRY_S = 0.05
 _DIALECTS = "sqlite:///FILE and postgresql://USER@HOST/NAME are allowed"
+
+# A server that vanished without a word is noticed within half a minute.
+_WATCHFUL = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
 
 _versions = sa.MetaData()
 _VERSIONS = sa.Table(
@@ -77,8 +90,8 @@ class Database:
 
     @property
     def name(self) -> str:
-        """The URL without its password."""
-        return self._engine.url.render_as_string(hide_password=True)
+        """The URL without its password, and without options that may hold one."""
+        return _shown(self._engine.url)
 
     def prepare(self, component: Component) -> None:
         """Create or migrate a component's tables. Idempotent; any number of processes may call it.
@@ -165,6 +178,11 @@ class Database:
             raise  # a statement's own business
         except exc.DBAPIError as error:
             raise DatabaseFailure(self._explain(error)) from error
+        except exc.TimeoutError as error:
+            raise DatabaseFailure(
+                f"{self.name}: all connections of this process were in use for {self._busy_s:g} s. "
+                "Nothing was changed; try again, with less at once."
+            ) from error
 
     def _explain(self, error: exc.DBAPIError) -> str:
         reason = " ".join(str(error.orig).split())[:300]
@@ -193,8 +211,12 @@ class Database:
 
 def default_url() -> str:
     """SQLite in a file below LOCKSTEP_HOME."""
-    home = Path(os.environ.get("LOCKSTEP_HOME") or Path.home() / ".lockstep")
-    return f"sqlite:///{home.absolute() / _FILE}"
+    return f"sqlite:///{home() / _FILE}"
+
+
+def home() -> Path:
+    """LOCKSTEP_HOME, absolute; `~/.lockstep` without it."""
+    return Path(os.environ.get("LOCKSTEP_HOME") or "~/.lockstep").expanduser().absolute()
 
 
 def _make_engine(url: str, busy_s: float) -> sa.Engine:
@@ -206,7 +228,7 @@ def _make_engine(url: str, busy_s: float) -> sa.Engine:
             f"received a database URL that begins with {scheme!r}; {_DIALECTS}. Correct "
             f"{_URL_VARIABLE}."
         ) from None
-    shown = parsed.render_as_string(hide_password=True)
+    shown = _shown(parsed)
     if parsed.get_backend_name() == "sqlite":
         if parsed.database in (None, "", ":memory:"):
             raise RegistryError(f"received {shown}; {_DIALECTS}. Name a file.")
@@ -214,6 +236,13 @@ def _make_engine(url: str, busy_s: float) -> sa.Engine:
     if parsed.get_backend_name() == "postgresql":
         return _postgres(parsed.set(drivername="postgresql+psycopg"), busy_s)
     raise RegistryError(f"received the database {shown}; {_DIALECTS}. Correct {_URL_VARIABLE}.")
+
+
+def _shown(url: sa.URL) -> str:
+    """A URL for messages: libpq takes passwords as options too."""
+    query = {key: value for key, value in url.query.items() if key in _SHOWN_OPTIONS}
+    plain = url.set(drivername=url.get_backend_name(), query=query)
+    return plain.render_as_string(hide_password=True)
 
 
 def _sqlite(url: sa.URL, busy_s: float) -> sa.Engine:
@@ -225,12 +254,17 @@ def _sqlite(url: sa.URL, busy_s: float) -> sa.Engine:
             f"cannot make {file.parent}, the folder of the database: {error}. Set LOCKSTEP_HOME or "
             f"{_URL_VARIABLE} to a place that can be written to."
         ) from error
-    engine = sa.create_engine(url, connect_args={"timeout": busy_s, "check_same_thread": False})
+    engine = sa.create_engine(
+        url,
+        pool_timeout=busy_s,
+        connect_args={"timeout": busy_s, "check_same_thread": False},
+    )
 
     @sa.event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        _write_ahead(connection, busy_s)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @sa.event.listens_for(engine, "begin")
@@ -241,18 +275,38 @@ def _sqlite(url: sa.URL, busy_s: float) -> sa.Engine:
     return engine
 
 
+def _write_ahead(connection: sqlite3.Connection, busy_s: float) -> None:
+    """Switch a file to write-ahead logging, where no earlier connection did.
+
+    SQLite's own patience does not cover the switch: of eight processes that open a new file at
+    once, one in 250 was told at once that it is locked.
+    """
+    deadline = time.monotonic() + busy_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            return
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_S * random.random())
+
+
 def _postgres(url: sa.URL, busy_s: float) -> sa.Engine:
     try:
         return sa.create_engine(
             url,
             pool_pre_ping=True,
+            pool_timeout=busy_s,
             connect_args={
                 "connect_timeout": 10,
                 "options": f"-c lock_timeout={int(busy_s * 1000)}",
+                **_WATCHFUL,
             },
         )
     except ModuleNotFoundError:
         raise RegistryError(
-            f"received {url.render_as_string(hide_password=True)}; PostgreSQL needs the extra "
+            f"received {_shown(url)}; PostgreSQL needs the extra "
             "`postgres`. Install lockstep[postgres], or use SQLite."
         ) from None

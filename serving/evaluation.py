@@ -56,12 +56,12 @@ def evaluate_files(
     """
     signature = predictor.signature
     label = label or signature.layout.label
-    judge = _judge(predictor)
+    judge = judge_of(predictor)
     if not label:
         raise ModelFileError(
             f"{predictor.path} does not tell its label. Name the column with --label."
         )
-    shapes = _needed_columns(signature, label)
+    shapes = needed_columns(signature, label)
     tables = open_tables("data", data, shapes, max_rows=signature.table_rows)
     nulls: Counter[tuple[str, str]] = Counter()
     done = kept = 0
@@ -89,7 +89,7 @@ def evaluate_files(
     return {**plain, "loss": plain["loss"] + penalty}
 
 
-def _needed_columns(signature: Signature, label: str) -> Wanted:
+def needed_columns(signature: Signature, label: str) -> Wanted:
     """Input columns, label and weight."""
     layout = signature.layout
     size = layout.label_size
@@ -105,10 +105,26 @@ def _add(judge: keras.Model, predictor: Predictor, rows: FileRows, label: str) -
     layout = signature.layout
     columns = {name: rows.values(name, wanted) for name, wanted in signature.inputs.items()}
     predictions = predictor.predict(columns)
-    labels = _labels(rows, label, signature)
+    labels = labels_of(rows, label, signature)
     weights = None
     if layout.weight is not None:
         weights = rows.array(layout.weight, (), "float32")
+    take_batch(judge, predictor, label, predictions, labels, weights)
+
+
+def take_batch(
+    judge: keras.Model,
+    predictor: Predictor,
+    label: str,
+    predictions: Array,
+    labels: Array,
+    weights: Array | None,
+) -> None:
+    """Add some rows to a judge's loss and metrics.
+
+    Raises:
+        ModelFileError: They do not fit.
+    """
     try:
         judge.test_step((predictions, labels, weights))
     except (ValueError, TypeError) as error:
@@ -119,7 +135,7 @@ def _add(judge: keras.Model, predictor: Predictor, rows: FileRows, label: str) -
         ) from error
 
 
-def _labels(rows: FileRows, label: str, signature: Signature) -> Array:
+def labels_of(rows: FileRows, label: str, signature: Signature) -> Array:
     """Labels in the type of the training: `(rows, label_size)`."""
     layout = signature.layout
     if layout.label_classes is not None:
@@ -137,8 +153,12 @@ def _labels(rows: FileRows, label: str, signature: Signature) -> Array:
     return exact.astype(layout.label_dtype)
 
 
-def _judge(predictor: Predictor) -> keras.Model:
-    """A Keras model with the loss and the metrics of the training that passes predictions on."""
+def judge_of(predictor: Predictor) -> keras.Model:
+    """A Keras model with the loss and the metrics of the training that passes predictions on.
+
+    Raises:
+        ModelFileError: Nothing tells the loss, or Keras refuses it.
+    """
     config = predictor.signature.compile
     if not config or config.get("loss") is None:
         raise ModelFileError(

@@ -28,6 +28,7 @@ from data_pipeline.storage import sync
 from data_pipeline.tables import FileRows, Tables, null_error, open_tables
 from serving.errors import OutputError, WriteError
 from serving.predictor import Predictor
+from serving.row_predictor import predict_good_rows
 
 OnNull = Literal["error", "null"]
 Progress = Callable[[int, int], None]
@@ -132,10 +133,10 @@ def _predicted(
     is_null = np.zeros(rows.table.num_rows, np.bool_)
     for mask in null_masks:
         is_null |= mask
-    whole = rows.where(~is_null) if is_null.any() else rows
-    columns = {name: whole.values(name, wanted) for name, wanted in signature.inputs.items()}
     values = np.zeros((len(is_null), signature.output_size), np.float32)
-    values[~is_null] = predictor.predict(columns).reshape(-1, signature.output_size)
+    if not is_null.all():
+        inputs = rows.table.select(list(signature.inputs))
+        values = predict_good_rows(predictor, inputs, is_null, rows.path)
     if signature.output_size == 1:
         return pa.array(values[:, 0], mask=is_null)
     flat = pa.array(values.reshape(-1))

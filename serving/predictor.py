@@ -6,6 +6,7 @@ again. Rows that fill a batch up never reach the caller.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ class Predictor:
         path: Where the model was loaded from.
         signature: What it takes and gives.
         batch_rows: The sizes that it is called with, ascending.
+        row_failures: What TensorFlow raises for values that a model cannot compute with, such as
+            an index outside of an embedding.
     """
+
+    row_failures: tuple[type[Exception], ...] = (tf.errors.InvalidArgumentError,)
 
     def __init__(self, model: LoadedModel, max_batch_rows: int | None = None) -> None:
         self.path = model.path
@@ -80,17 +85,52 @@ class Predictor:
         Raises:
             InputError: A column is missing, of another shape, or not what it should be.
         """
-        arrays = self._checked(columns)
-        rows = len(arrays[0])
+        return self.predict_rows(self.rows(columns))
+
+    def rows(self, columns: Mapping[str, Any]) -> Array:
+        """Rows of the model's input, checked, from raw columns; what `predict` does first.
+
+        Args:
+            columns: As for `predict`.
+
+        Returns:
+            `(rows, *input_shape) float32`.
+
+        Raises:
+            InputError: A column is missing, of another shape, or not what it should be.
+        """
+        return assemble_rows(self._checked(columns), self.signature.layout)
+
+    def predict_rows(self, inputs: Array) -> NDArray[np.float32]:
+        """Predictions for rows that `rows` made, of any number of callers together.
+
+        Args:
+            inputs: `(rows, *input_shape) float32`.
+
+        Returns:
+            `(rows, *output_shape) float32`.
+
+        Raises:
+            InputError: The model does not give one prediction for each row.
+        """
+        rows = len(inputs)
+        if rows in self.batch_rows:
+            return self._run(inputs, rows)
         out = np.empty((rows, *self.signature.output_shape), np.float32)
-        if rows == 0:
-            return out
-        inputs = assemble_rows(arrays, self.signature.layout)
         start = 0
         for count, size in split_rows(rows, self.batch_rows):
             out[start : start + count] = self._run(inputs[start : start + count], size)
             start += count
         return out
+
+    def judged_by(self, record: Mapping[str, Any] | None) -> "Predictor":
+        """The same model, to be judged by another loss and other metrics.
+
+        Args:
+            record: As `Signature.compile` has it.
+        """
+        signature = replace(self.signature, compile=record)
+        return Predictor(replace(self._model, signature=signature), self.batch_rows[-1])
 
     @cached_property
     def _compiled(self) -> Any:
@@ -174,10 +214,11 @@ def _encoded(column: InputColumn, values: Any) -> Array:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"column {column.name!r} has {reason} One value of "
-            f"{column.encoding and column.encoding.raw_dtype} for each row is allowed. Convert it."
+            f"{column.encoding and column.encoding.raw_dtype} for each row is allowed. Convert it.",
+            column.name,
         ) from None
     except DataError as error:
-        raise InputError(f"column {column.name!r} has {error}") from None
+        raise InputError(f"column {column.name!r} has {error}", column.name) from None
 
 
 def _numbers(name: str, values: Any) -> Array:

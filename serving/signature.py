@@ -34,11 +34,13 @@ class Signature:
         compile: Loss and metrics as Keras serialises them, with the penalty on the weights, under
             the names `loss`, `loss_weights`, `metrics`, `weighted_metrics` and `weight_penalty`;
             None where nothing tells them.
+        output_name: Name of the prediction.
     """
 
     layout: InputLayout
     output_shape: tuple[int, ...]
     compile: Mapping[str, Any] | None
+    output_name: str = "prediction"
 
     @property
     def inputs(self) -> Wanted:
@@ -77,7 +79,9 @@ def read_signature(path: Path) -> Signature:
             label_classes=None if label.get("classes") is None else tuple(label["classes"]),
         )
         (output,) = record["outputs"]
-        return Signature(layout, tuple(output["shape"][1:]), record.get("compile"))
+        return Signature(
+            layout, tuple(output["shape"][1:]), record.get("compile"), str(output["name"])
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelFileError(
             f"{path} is not a signature that `lockstep train` wrote ({type(error).__name__}: "

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from configs.stores import is_remote
 from data_pipeline import storage
 from data_pipeline.errors import DataError, ReadError
-from data_pipeline.object_stores import is_remote
 from trainer.checkpoint import PackedCheckpoint, pack
 from trainer.checkpoint_folder import (
     ChangedError,

@@ -25,6 +25,7 @@ from trainer.keeper import CheckpointKeeper
 from trainer.payloads import ExportPayload, TrainingPayload, TrainingSettings
 from trainer.possession import Possession
 from trainer.report import write_report
+from trainer.tracking import TrackedRun, Tracker
 
 _PROGRESS_EVERY_S = 0.2
 _FLUSH_S = 60.0
@@ -41,6 +42,7 @@ class TrainingSupervisor:
         origin = Origin(settings.run_id, job_digest(settings.job))
         store = CheckpointStore(settings.checkpoints, origin)
         self._keeper = CheckpointKeeper(store, settings.job.checkpoint, self.on_event)
+        self._tracker: Tracker | None = None
         self._recording = threading.Lock()
         self._begin = time.monotonic()
         self._goodput = Goodput(self._begin)
@@ -71,7 +73,27 @@ class TrainingSupervisor:
             for reason in self._keeper.recover(generation or None):
                 self.on_event({"event": "checkpoint_skipped", "reason": reason})
             generation = max(generation, self._keeper.last_generation())
+        self._begin_tracking()
         return generation
+
+    def _begin_tracking(self) -> None:
+        settings = self._settings
+        if settings.tracking_address is None:
+            return
+        run = TrackedRun(
+            settings.job,
+            settings.run_id,
+            self._folder,
+            settings.tracking_address,
+            settings.is_resumed,
+        )
+        self._tracker = Tracker(run, lambda text: self.on_event(_warning(text)))
+        self._tracker.begin(self._epochs() if settings.is_resumed else ())
+
+    def _epochs(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl holds."""
+        path = self._folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def next_stage(self) -> Stage | None:
         """Train, then export."""
@@ -158,6 +180,9 @@ class TrainingSupervisor:
         self._keeper.close()
         write_json(self._folder / "summary.json", summary)
         write_report(self._folder)
+        if self._tracker is not None:  # these two files are sent too
+            summary["tracking"] = self._tracker.finish(summary)
+            write_json(self._folder / "summary.json", summary)
         self.on_event({"event": summary["status"]})
         self._possession.release()
         return summary
@@ -209,15 +234,16 @@ class TrainingSupervisor:
         if validation:
             self._metrics["validation"] = validation
         self._emit({"event": "epoch", **body})
+        if self._tracker is not None:
+            self._tracker.epoch(body)
         best_by = self._settings.job.checkpoint.best_by
         if best_by is not None and best_by not in body and not self._has_warned:
             self._has_warned = True
             self.on_event(
-                {
-                    "event": "warning",
-                    "warning": f"checkpoint.best_by received {best_by!r}, which no epoch gives; "
-                    f"{', '.join(names)} are there. The newest checkpoints are kept, no best one.",
-                }
+                _warning(
+                    f"checkpoint.best_by received {best_by!r}, which no epoch gives; "
+                    f"{', '.join(names)} are there. The newest checkpoints are kept, no best one."
+                )
             )
 
     def _forget_epochs_after(self, epochs: int) -> None:
@@ -297,8 +323,13 @@ class TrainingSupervisor:
             "weights_sha256": [self._finished[r]["weights_sha256"] for r in sorted(self._finished)],
             "recoveries": self._recoveries,
             "goodput": self._goodput.summary(self._begin + wall_s),
+            "tracking": None,
             "artifact": str(artifact) if artifact.exists() and status == "done" else None,
         }
+
+
+def _warning(text: str) -> dict[str, Any]:
+    return {"event": "warning", "warning": text}
 
 
 class _Speed:

@@ -28,10 +28,9 @@ def import_(
     is_json: Json = False,
 ) -> None:
     """Import a .keras or .h5 file of any Keras, or a SavedModel, as a version of a model."""
-    from registry.store import Registry
-
     from lockstep.importing import ImportOptions, import_file, parse_shape
     from registry.database import Database
+    from registry.store import Registry
 
     options = ImportOptions(
         features=names(features),

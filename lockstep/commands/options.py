@@ -1,10 +1,13 @@
 """What commands share: options by their meaning, and how results are printed."""
 
+import contextlib
 import json
 import logging
 import math
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +39,16 @@ def console(is_stderr: bool) -> "Console":
     from rich.console import Console
 
     return Console(stderr=is_stderr)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM asks for a clean stop, as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def be_quiet() -> None:

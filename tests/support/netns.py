@@ -92,7 +92,9 @@ class Node:
     def start(self) -> None:
         """Start Ray on this host and wait until it says that it runs."""
         log = self._network.folder / f"{self.name}.log"
-        role = ["--head", f"--port={_PORT}", "--include-dashboard=false",
+        dashboard = str(self._network.has_dashboard).lower()
+        role = ["--head", f"--port={_PORT}", f"--include-dashboard={dashboard}",
+                f"--dashboard-host={self.address}", "--dashboard-port=8265",
                 f"--temp-dir={self._network.folder}/ray"]  # fmt: skip
         if not self._is_head:
             role = [f"--address={self._network.ray_address}"]
@@ -188,11 +190,13 @@ class Network:
     Attributes:
         name: Of the bridge, and the beginning of all names.
         subnet: First three numbers of the addresses.
+        has_dashboard: Whether the head serves Ray's jobs API, on port 8265.
         folder: Short-lived files: logs of Ray by node, Ray's own folder.
         nodes: The hosts; the first one is the head.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_dashboard: bool = False) -> None:
+        self.has_dashboard = has_dashboard
         self.name = f"ls{os.getpid() % 100_000}"
         self.subnet = "10.77.0"  # of a bridge of its own: others may use it as well
         self.folder = Path(tempfile.mkdtemp(prefix="lsn", dir="/tmp"))  # sockets want short paths
@@ -225,9 +229,14 @@ class Network:
 
     def add_node(self, cpus: int = 1) -> Node:
         """One more host, with its Ray running."""
+        node = self.add_host(cpus)
+        node.start()
+        return node
+
+    def add_host(self, cpus: int = 0) -> Node:
+        """One more host, without Ray."""
         node = Node(self, len(self.nodes) + 1, cpus)
         self.nodes.append(node)
-        node.start()
         return node
 
 

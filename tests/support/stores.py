@@ -51,6 +51,10 @@ class MemoryStores:
             out.write(data)
         return uri
 
+    def make_folder(self, uri: str) -> None:
+        """A folder, which real stores do not need."""
+        self.system.create_dir(uri.partition("://")[2], recursive=True)
+
     def copy(self, folder: Path, uri: str) -> None:
         """All files below a folder, hidden ones too."""
         for file in folder.rglob("*"):

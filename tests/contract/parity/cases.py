@@ -271,7 +271,7 @@ def _sequence_cases() -> list[Case]:
             model="embedding",
             arguments={"is_distributed": True},
         ),
-        *_four("siamese embedding", True, **alike),
+        *_four("siamese embedding", **alike),
         *_four("gru", **words, model="rnn", arguments={"cell": "GRU"}),
         *_four("lstm", **words, model="rnn", arguments={"cell": "LSTM"}),
         *_four(
@@ -538,7 +538,6 @@ def _metric_cases() -> list[Case]:
                 {"AUC": {"name": "pr", "curve": "PR"}},
                 {"SensitivityAtSpecificity": {"specificity": 0.5}},
             ),
-            is_fast=True,
         ),
         _small(
             "metrics/of many classes",
@@ -586,7 +585,6 @@ def _loss_cases() -> list[Case]:
             "losses/a class that does not count",
             **many,
             loss={"SparseCategoricalCrossentropy": {"ignore_class": 3}},
-            is_fast=True,
         ),
         _small(
             "losses/Dice",

@@ -1,0 +1,145 @@
+"""Which files and rows a pipeline's run reads: what is new, what judges, what trains.
+
+Owns the watermark (what the champion's run saw) and how the section `data` of a pipeline becomes
+files and rules for rows. Copies are made by `data_pipeline.frozen`.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from configs.pipeline import Pipeline
+from data_pipeline.errors import DataError
+from data_pipeline.frozen import RowRules, days_us, newest_moment
+from data_pipeline.inventory import (
+    Identity,
+    Inventory,
+    inventory_record,
+    new_files,
+    read_inventory,
+    take_inventory,
+)
+from registry.store import Version
+
+Found = dict[str, Any]
+"""What `look_for_news` found, as plain values."""
+
+
+def look_for_news(pipeline: Pipeline, champion: Version | None, seen: Found | None = None) -> Found:
+    """Files now, against those that the champion's run saw.
+
+    Args:
+        pipeline: The pipeline.
+        champion: Its champion, or None.
+        seen: What the champion's run found, if a run of this pipeline made it.
+
+    Returns:
+        `is_new`, `reason`, `files` (an inventory), `new` (paths), and `newest_us` and `before_us`,
+        the newest moments now and then, with a time column.
+
+    Raises:
+        DataError: There are no files, or they hold no times.
+        ReadError: Storage does not answer.
+    """
+    data = pipeline.data
+    before, before_us = _watermark(champion, seen)
+    files = files_now(pipeline, before)
+    new = new_files(files, before)
+    newest_us = None
+    if data.time_column is not None:
+        newest_us = newest_moment(pipeline.job.data, list(files), data.time_column)
+        is_new = before_us is None or newest_us > before_us
+        reason = f"rows up to {_moment(newest_us)}" if is_new else "no later rows"
+    else:
+        is_new = bool(new)
+        reason = f"{len(new)} of {len(files)} files are new" if new else "no file is new"
+    if not is_new:
+        reason = f"nothing new: {reason} since {champion}, the champion, was trained"
+    return {
+        "is_new": is_new,
+        "reason": reason,
+        "files": inventory_record(files),
+        "new": new,
+        "newest_us": newest_us,
+        "before_us": before_us,
+    }
+
+
+def files_now(pipeline: Pipeline, known: Inventory) -> dict[str, Identity]:
+    """All files of rows that train or judge, but for those that are held out."""
+    data, job = pipeline.data, pipeline.job
+    is_hashed = data.identity == "hash"
+    files = take_inventory("data.files", data.files or job.data.train, job.data, is_hashed, known)
+    held_out = held_out_files(pipeline)
+    return {path: identity for path, identity in files.items() if path not in held_out}
+
+
+def held_out_files(pipeline: Pipeline) -> list[str]:
+    """Files that never train."""
+    data, job = pipeline.data, pipeline.job
+    if data.evaluation.files is None:
+        return []
+    return list(take_inventory("data.evaluation.files", data.evaluation.files, job.data, False, {}))
+
+
+def roles_of_files(pipeline: Pipeline, found: Found) -> tuple[list[str], list[str]]:
+    """Files that judge, and files that train."""
+    data = pipeline.data
+    files = list(found["files"])
+    judging, training = files, files
+    if data.evaluation.files is not None:
+        judging = held_out_files(pipeline)
+    elif data.evaluation.newest_files is not None:
+        count = data.evaluation.newest_files
+        judging, training = files[-count:], files[:-count]
+    if data.window_files is not None:
+        training = training[-data.window_files :]
+    if data.train_on == "new" and found["champion"] is not None and data.time_column is None:
+        new = set(found["new"])
+        training = [path for path in training if path in new]
+    if not training:
+        raise DataError(
+            f"data: {len(files)} file(s) are there, and all of them judge; at least one has to "
+            "train. Add files, or let fewer judge."
+        )
+    return judging, training
+
+
+def rules_for_rows(pipeline: Pipeline, found: Found) -> RowRules:
+    """Which rows judge and train, where that is decided row by row."""
+    data, job = pipeline.data, pipeline.job
+    judges_after = trains_after = None
+    end = found["newest_us"]
+    if data.evaluation.newest_days is not None:
+        end = judges_after = found["newest_us"] - days_us(data.evaluation.newest_days)
+    if data.window_days is not None:
+        trains_after = end - days_us(data.window_days)
+    if data.train_on == "new" and found["champion"] is not None:
+        trains_after = found["before_us"]
+    is_by_time = judges_after is not None or trains_after is not None
+    fraction = data.evaluation.fraction
+    key = tuple(data.evaluation.key or job.data.columns) if fraction is not None else ()
+    return RowRules(
+        fraction, key, data.time_column if is_by_time else None, judges_after, trains_after
+    )
+
+
+def _watermark(
+    champion: Version | None, seen: Found | None
+) -> tuple[dict[str, Identity], int | None]:
+    """Files that the champion's run saw, and its newest moment.
+
+    Of a champion from elsewhere the files that it trained on are known, by their sizes, where its
+    lineage lists them.
+    """
+    if champion is None:
+        return {}, None
+    if seen is not None:
+        return read_inventory(seen["files"]), seen["newest_us"]
+    trained = (champion.lineage.get("data") or {}).get("train") or []
+    files = trained if isinstance(trained, list) else []
+    return {file["path"]: Identity(file["size_bytes"]) for file in files}, None
+
+
+def _moment(moment_us: int) -> str:
+    seconds = moment_us / 1e6
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
