@@ -4,8 +4,6 @@ Owns the order: artifact first, in a folder that is thrown away afterwards, then
 the alias. What stops it before the version leaves nothing.
 """
 
-import getpass
-import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError
+from lockstep.models import who
 from trainer.importing import Imported, ImportRequest, import_model
 
 if TYPE_CHECKING:
@@ -78,10 +77,8 @@ def import_file(
             description=options.description or f"imported from {Path(path).name}",
         )
     if options.alias:
-        who = f"{getpass.getuser()}@{socket.gethostname()}"
-        registry.set_alias(
-            name, options.alias, version.number, who=who, why=f"imported from {Path(path).name}"
-        )
+        why = f"imported from {Path(path).name}"
+        registry.set_alias(name, options.alias, version.number, who=who(), why=why)
         version = registry.version(name, version.number)
     return _record(version, imported)
 

@@ -29,8 +29,7 @@ def import_(
 ) -> None:
     """Import a .keras or .h5 file of any Keras, or a SavedModel, as a version of a model."""
     from lockstep.importing import ImportOptions, import_file, parse_shape
-    from registry.database import Database
-    from registry.store import Registry
+    from lockstep.models import open_registry
 
     options = ImportOptions(
         features=names(features),
@@ -41,7 +40,7 @@ def import_(
         timeout_s=timeout_s,
         memory_mb=memory_mb,
     )
-    record = import_file(Registry(Database()), file, name, options)
+    record = import_file(open_registry(), file, name, options)
     if is_json:
         print_json(record)
         return

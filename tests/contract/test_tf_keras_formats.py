@@ -70,7 +70,9 @@ def read_saved_model(model, folder):
     return read_old_saved_model(folder / "saved")
 
 
-@pytest.mark.parametrize("read", [read_h5, read_archive, read_saved_model])
+@pytest.mark.parametrize(
+    "read", [read_h5, read_archive, pytest.param(read_saved_model, marks=pytest.mark.long)]
+)
 def test_every_format_is_rebuilt(model, tmp_path, read):
     old = read(model, tmp_path)
     rebuilt, notes = rebuild(old)
@@ -81,3 +83,17 @@ def test_every_format_is_rebuilt(model, tmp_path, read):
     assert type(rebuilt.optimizer).__name__ == "Adam"
     frozen = sum(np.prod(v.shape) for v in rebuilt.non_trainable_weights)
     assert frozen == 6 * 5 + 5 + 2 * 5  # the first inner Dense layer, and the moving averages
+
+
+def test_a_saved_model_is_rebuilt_with_nested_layers(tmp_path):
+    inner = tf_keras.Sequential(
+        [layers.Input((4,)), layers.Dense(3), layers.BatchNormalization(), layers.Dense(3)]
+    )
+    model = tf_keras.Sequential([inner, layers.BatchNormalization(), layers.Dense(2)])
+    random = np.random.default_rng(0)
+    for layer in model.layers:
+        layer.set_weights([random.uniform(0.1, 0.9, w.shape) for w in layer.get_weights()])
+    rebuilt, _ = rebuild(read_saved_model(model, tmp_path))
+    rows = random.uniform(-1, 1, (5, 4)).astype(np.float32)
+    wanted = np.asarray(model(rows, training=False))
+    assert np.abs(np.asarray(rebuilt(rows, training=False)) - wanted).max() < 1e-5

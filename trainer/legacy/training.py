@@ -50,7 +50,6 @@ def compile_as_before(model: keras.Model, old: OldModel, note: Note) -> None:
     if weights:
         note(f"loss_weights {weights} are left out; they are for models of several outputs")
     model.compile(optimizer=optimizer, loss=loss, metrics=metrics or None)
-    model.optimizer.build(model.trainable_variables)  # saved as it will be found, with all state
     if old.has_optimizer_state:
         note("the optimizer begins anew; its state of before is left out")
 
