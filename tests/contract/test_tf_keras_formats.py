@@ -89,7 +89,9 @@ def test_a_saved_model_is_rebuilt_with_nested_layers(tmp_path):
     inner = tf_keras.Sequential(
         [layers.Input((4,)), layers.Dense(3), layers.BatchNormalization(), layers.Dense(3)]
     )
-    model = tf_keras.Sequential([inner, layers.BatchNormalization(), layers.Dense(2)])
+    model = tf_keras.Sequential(
+        [layers.Input((4,)), inner, layers.BatchNormalization(), layers.Dense(2)]
+    )
     random = np.random.default_rng(0)
     for layer in model.layers:
         layer.set_weights([random.uniform(0.1, 0.9, w.shape) for w in layer.get_weights()])
