@@ -60,7 +60,8 @@ def rows_file(path, rows, label=None):
     """A Parquet file with one column of lists, and maybe labels."""
     columns = {"image": pa.array(rows.reshape(len(rows), -1).tolist(), pa.list_(pa.float32()))}
     if label is not None:
-        columns["target"] = pa.array(label.tolist())
+        kind = pa.float32() if label.ndim == 1 else pa.list_(pa.float32(), label.shape[1])
+        columns["target"] = pa.array(label.tolist(), kind)
     pq.write_table(pa.table(columns), path)
     return path
 

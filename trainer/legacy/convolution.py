@@ -363,6 +363,7 @@ def _upsampling(config: Config, shapes: Sequence[Shape], site: Site) -> Piece:
     is_first = config.get("data_format") == "channels_first"
     lengths = _spatial(shapes, 2, is_first)
     known = [length for length in lengths if length is not None]
+    channels = shapes[0][1] if is_first else shapes[0][-1]
     if len(known) != 2:
         raise ImportRefused(
             f"layer {config.get('name')!r} enlarges images of any size as Keras before tf.keras "
@@ -377,8 +378,8 @@ def _upsampling(config: Config, shapes: Sequence[Shape], site: Site) -> Piece:
             {"equation": equation, "output_shape": shape, "trainable": False, "name": label},
         )
         for equation, shape, label in (
-            ("bhwc,hi->biwc", (rows, None, None), f"{name}_rows"),
-            ("bhwc,wj->bhjc", (None, columns, None), f"{name}_columns"),
+            ("bhwc,hi->biwc", (rows, known[1], channels), f"{name}_rows"),
+            ("bhwc,wj->bhjc", (rows, columns, channels), f"{name}_columns"),
         )
     ]
     model = keras.Sequential(inner, name=name)
