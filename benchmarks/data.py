@@ -227,20 +227,15 @@ def main() -> int:
     rows |= fact_rows([trials.facts() for _ in range(repeats)])
     rows |= fact_rows([trials.quality()])
     ratios, targets = compare(rows)
-    report = Report(
+    return Report(
         topic="data",
-        command=f"python -m benchmarks.data{' --quick' if options.quick else ''}",
         is_quick=options.quick,
         rows=[*rows.values(), *ratios],
         targets=targets,
         about=_ABOUT,
         not_measured=_NOT_MEASURED,
         conditions=conditions(_PACKAGES),
-    )
-    print(report.tables())
-    if not options.quick:
-        report.write()
-    return report.exit_status
+    ).conclude()
 
 
 def _run(program: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -133,7 +133,6 @@ class Report:
 
     Attributes:
         topic: Names the files.
-        command: That gave it.
         is_quick: A quick run shows that the benchmark works; it has no verdict.
         rows: Of all peers, and ratios.
         targets: Bars.
@@ -143,13 +142,24 @@ class Report:
     """
 
     topic: str
-    command: str
     is_quick: bool
     rows: Sequence[Row]
     targets: Sequence[Target]
     about: Sequence[str]
     not_measured: Sequence[str]
     conditions: Mapping[str, str] = field(default_factory=lambda: conditions())
+
+    @property
+    def command(self) -> str:
+        """What gave it."""
+        return f"python -m benchmarks.{self.topic}{' --quick' if self.is_quick else ''}"
+
+    def conclude(self) -> int:
+        """Print the tables, write the files unless it was a quick run; returns the exit status."""
+        print(self.tables())
+        if not self.is_quick:
+            self.write()
+        return self.exit_status
 
     @property
     def exit_status(self) -> int:

@@ -100,9 +100,8 @@ def main() -> int:
         for name, values in found.items()
     ]
     by_name = {row.name: row for row in rows}
-    report = Report(
+    return Report(
         topic="queue",
-        command=f"python -m benchmarks.queue{' --quick' if options.quick else ''}",
         is_quick=options.quick,
         rows=rows,
         targets=[
@@ -112,11 +111,7 @@ def main() -> int:
         about=_ABOUT,
         not_measured=_NOT_MEASURED,
         conditions=conditions(("ray",)),
-    )
-    print(report.tables())
-    if not options.quick:
-        report.write()
-    return report.exit_status
+    ).conclude()
 
 
 if __name__ == "__main__":

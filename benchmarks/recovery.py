@@ -285,20 +285,15 @@ def main() -> int:
             rows |= measure(trials.peers(), repeats, look_out, retries)
             rows[LONGER] = Row(LONGER, "ms", tuple(trials.longer_ms))
     ratios, targets = compare(rows)
-    report = Report(
+    return Report(
         topic="recovery",
-        command=f"python -m benchmarks.recovery{' --quick' if options.quick else ''}",
         is_quick=options.quick,
         rows=[*rows.values(), *ratios],
         targets=targets,
         about=_ABOUT,
         not_measured=_NOT_MEASURED,
         conditions=conditions(_PACKAGES),
-    )
-    print(report.tables())
-    if not options.quick:
-        report.write()
-    return report.exit_status
+    ).conclude()
 
 
 def _run(module: str, program: str, options: Mapping[str, Any]) -> dict[str, Any]:

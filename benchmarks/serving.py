@@ -32,6 +32,7 @@ from benchmarks.harness import (
     ratio,
     ratio_of_medians,
 )
+from benchmarks.serving_batch import ABOUT as BATCH_ABOUT
 from benchmarks.serving_batch import batch_rows
 from serving.bodies import ARROW_STREAM
 from serving.haproxy import FrontProxy, free_ports, proxy_environment
@@ -51,10 +52,9 @@ _ABOUT = (
     "and answers without looking at the request. Lockstep checks a key, a quota and each value, "
     "and writes a line of log.",
     "Rows a second: requests of 1,000 rows by 8 clients, whole answers of 1,000 predictions.",
-    "Batch: 4 million rows from Parquet to Parquet, by the same network.",
 )
 _NOT_MEASURED = (
-    "More than one machine, GPUs, TLS.",
+    "More than one machine, GPUs, TLS; inputs and outputs of batch jobs in object stores.",
     "Server and load share the two cores; both take part of them.",
 )
 
@@ -276,20 +276,15 @@ def main() -> int:
             rows = measure(trials.peers(), repeats, look_out, 0 if options.quick else 1)
             batch, batch_ratios, batch_targets = batch_rows(options.quick, repeats, look_out)
     ratios, targets = ratios_and_targets(rows)
-    report = Report(
+    return Report(
         topic="serving",
-        command=f"python -m benchmarks.serving{' --quick' if options.quick else ''}",
         is_quick=options.quick,
         rows=[*rows.values(), *batch.values(), *ratios, *batch_ratios],
         targets=[*targets, *batch_targets],
-        about=_ABOUT,
+        about=(*_ABOUT, BATCH_ABOUT),
         not_measured=_NOT_MEASURED,
         conditions=conditions(_PACKAGES),
-    )
-    print(report.tables())
-    if not options.quick:
-        report.write()
-    return report.exit_status
+    ).conclude()
 
 
 if __name__ == "__main__":

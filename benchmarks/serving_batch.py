@@ -1,7 +1,7 @@
 """Batch prediction, Parquet to Parquet, beside Ray Data and beside the compiled function alone.
 
-`benchmarks.serving` puts these rows into its report; `python -m benchmarks.serving_batch` runs them
-alone. Each peer runs in processes of its own, `python -m benchmarks.serving_batch PEER JSON`.
+`benchmarks.serving` puts these rows into its report. Each peer runs in a process of its own,
+`python -m benchmarks.serving_batch PEER JSON`.
 """
 
 import json
@@ -19,11 +19,8 @@ from benchmarks.harness import (
     LookOut,
     Peer,
     Reading,
-    Report,
     Row,
     Target,
-    arguments,
-    conditions,
     measure,
     ratio,
     ratio_of_medians,
@@ -83,15 +80,11 @@ def batch_results(rows: dict[str, Row]) -> tuple[list[Row], list[Target]]:
 
 
 def batch_rows(
-    is_quick: bool = False, repeats: int = 3, look_out: LookOut | None = None
+    is_quick: bool, repeats: int, look_out: LookOut
 ) -> tuple[dict[str, Row], list[Row], list[Target]]:
-    """Measure all peers: rows by name, ratios, targets. Needs `prepare` first."""
+    """Measure all peers: rows by name, ratios, targets."""
     prepare(is_quick)
-    if look_out is not None:
-        rows = measure(batch_peers(is_quick), repeats, look_out, retries=0 if is_quick else 2)
-    else:
-        with LookOut(0.0) as own:
-            rows = measure(batch_peers(is_quick), repeats, own, retries=0)
+    rows = measure(batch_peers(is_quick), repeats, look_out, retries=0 if is_quick else 2)
     return (rows, *batch_results(rows))
 
 
@@ -270,30 +263,5 @@ _PROGRAMS = {
 }
 
 
-def main() -> int:
-    """A peer where one is named; else measure all, print, write."""
-    if len(sys.argv) > 1 and sys.argv[1] in _PROGRAMS:
-        print(json.dumps(_PROGRAMS[sys.argv[1]](json.loads(sys.argv[2]))))
-        return 0
-    options = arguments("Rows a second of batch jobs beside Ray Data.").parse_args()
-    repeats = 1 if options.quick else options.repeats
-    with LookOut(0.0 if options.quick else 120.0) as look_out:
-        rows, ratios, targets = batch_rows(options.quick, repeats, look_out)
-    report = Report(
-        topic="serving-batch",
-        command=f"python -m benchmarks.serving_batch{' --quick' if options.quick else ''}",
-        is_quick=options.quick,
-        rows=[*rows.values(), *ratios],
-        targets=targets,
-        about=ABOUT,
-        not_measured=("Inputs and outputs in object stores.", "Several machines.", "GPUs."),
-        conditions=conditions(("tensorflow", "keras", "ray", "pyarrow")),
-    )
-    print(report.tables())
-    if not options.quick:
-        report.write()
-    return report.exit_status
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    print(json.dumps(_PROGRAMS[sys.argv[1]](json.loads(sys.argv[2]))))

@@ -263,20 +263,15 @@ def main() -> int:
             else:
                 rows = measure(trials.peers(), options.repeats, look_out)
     ratios, targets = compare(rows)
-    report = Report(
+    return Report(
         topic="step",
-        command=f"python -m benchmarks.step{' --quick' if options.quick else ''}",
         is_quick=options.quick,
         rows=[*rows.values(), *ratios],
         targets=targets,
         about=_ABOUT,
         not_measured=_NOT_MEASURED,
         conditions=conditions(_PACKAGES),
-    )
-    print(report.tables())
-    if not options.quick:
-        report.write()
-    return report.exit_status
+    ).conclude()
 
 
 def _run(program: str, options: dict[str, Any]) -> dict[str, Any]:

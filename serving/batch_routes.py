@@ -20,10 +20,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from serving.account_types import Account
-from serving.batch_upload import listed, page_of, stored_upload, streamed
-from serving.batch_wire import BatchRequest, describe_file, describe_job
+from serving.batch_upload import listed, page_of, streamed
+from serving.batch_wire import BatchRequest, describe_job
 from serving.batches import BatchService
 from serving.bodies import parse_object
+from serving.file_routes import FileRoutes
 from serving.openai_routes import openai_router
 
 Authenticate = Callable[[Request], Account]
@@ -85,69 +86,39 @@ def batches_router(service: BatchService, authenticate: Authenticate) -> APIRout
     return router
 
 
-class _Routes:
-    def __init__(self, service: BatchService, authenticate: Authenticate) -> None:
-        self._service, self._account = service, authenticate
-
-    async def upload(self, request: Request) -> Response:
-        """Store a file, whole; its name's end tells the format."""
-        account = self._account(request)
-        file = await stored_upload(self._service, account, request)
-        return JSONResponse(describe_file(file))
-
-    def files(self, request: Request) -> Response:
-        """Own files, newest first."""
-        after, limit = page_of(request)
-        found, has_more = self._service.files.page(
-            self._account(request), request.query_params.get("purpose"), after, limit
-        )
-        return listed([describe_file(file) for file in found], has_more)
-
-    def file(self, request: Request, file: str) -> Response:
-        """What is known of a file."""
-        return JSONResponse(describe_file(self._service.files.one(self._account(request), file)))
-
-    def content(self, request: Request, file: str) -> Response:
-        """The bytes of a file."""
-        return streamed(self._service.files.content(self._account(request), file))
-
-    def delete(self, request: Request, file: str) -> Response:
-        """Remove a file."""
-        self._service.files.delete(self._account(request), file)
-        return JSONResponse({"id": file, "object": "file", "deleted": True})
-
+class _Routes(FileRoutes):
     async def submit(self, request: Request) -> Response:
         """Take a job in; 201 for a new one, 200 where the idempotency key has one already."""
         values = parse_object(await request.body())
         key = request.headers.get("idempotency-key")
-        account = self._account(request)
-        job, is_new = await run_in_threadpool(self._service.submit, account, values, key)
+        account = self.account_of(request)
+        job, is_new = await run_in_threadpool(self.service.submit, account, values, key)
         return JSONResponse(describe_job(job), 201 if is_new else 200)
 
     def jobs(self, request: Request) -> Response:
         """Own jobs, newest first; an admin gets everybody's with everybody=true."""
         after, limit = page_of(request)
         everybody = request.query_params.get("everybody") == "true"
-        found, has_more = self._service.jobs(self._account(request), after, limit, everybody)
+        found, has_more = self.service.jobs(self.account_of(request), after, limit, everybody)
         return listed([describe_job(job) for job in found], has_more)
 
     def job(self, request: Request, batch: str) -> Response:
         """State, progress, place in the queue and time to the end."""
-        return JSONResponse(describe_job(self._service.job(self._account(request), batch)))
+        return JSONResponse(describe_job(self.service.job(self.account_of(request), batch)))
 
     def cancel(self, request: Request, batch: str) -> Response:
         """Cancel a job; what was committed stays, marked as incomplete."""
-        return JSONResponse(describe_job(self._service.cancel(self._account(request), batch)))
+        return JSONResponse(describe_job(self.service.cancel(self.account_of(request), batch)))
 
     def output(self, request: Request, batch: str) -> Response:
         """The manifest: every part with its rows and SHA-256."""
-        return JSONResponse(self._service.output(self._account(request), batch))
+        return JSONResponse(self.service.output(self.account_of(request), batch))
 
     def delete_output(self, request: Request, batch: str) -> Response:
         """Remove the output of an ended job."""
-        job = self._service.delete_output(self._account(request), batch)
+        job = self.service.delete_output(self.account_of(request), batch)
         return JSONResponse(describe_job(job))
 
     def part(self, request: Request, batch: str, part: str) -> Response:
         """The bytes of a file that the manifest names."""
-        return streamed(self._service.part(self._account(request), batch, part))
+        return streamed(self.service.part(self.account_of(request), batch, part))

@@ -23,11 +23,12 @@ from starlette.responses import JSONResponse, Response
 
 from serving.account_types import Account
 from serving.batch_tables import Job
-from serving.batch_upload import listed, page_of, stored_upload, streamed
-from serving.batch_wire import describe_file, describe_job, read_request
+from serving.batch_upload import listed, page_of
+from serving.batch_wire import describe_job, read_request
 from serving.batches import BatchService
 from serving.bodies import parse_object
 from serving.errors import BatchError
+from serving.file_routes import FileRoutes
 
 _ENDPOINT = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d{1,9})|/labels/([^/:]+))?:predict")
 _WINDOW_S = 86_400
@@ -106,65 +107,38 @@ _BODIES: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
-class _Routes:
-    def __init__(self, service: BatchService, authenticate: Callable[[Request], Account]) -> None:
-        self._service, self._account = service, authenticate
-
-    async def upload(self, request: Request) -> Response:
-        """Store a file of requests."""
-        account = self._account(request)
-        return JSONResponse(describe_file(await stored_upload(self._service, account, request)))
-
-    def files(self, request: Request) -> Response:
-        """Own files."""
-        after, limit = page_of(request, most=10_000)
-        found, has_more = self._service.files.page(
-            self._account(request), request.query_params.get("purpose"), after, limit
-        )
-        return listed([describe_file(file) for file in found], has_more)
-
-    def file(self, request: Request, file: str) -> Response:
-        """What is known of a file."""
-        return JSONResponse(describe_file(self._service.files.one(self._account(request), file)))
-
-    def content(self, request: Request, file: str) -> Response:
-        """The bytes of a file."""
-        return streamed(self._service.files.content(self._account(request), file))
-
-    def delete(self, request: Request, file: str) -> Response:
-        """Remove a file."""
-        self._service.files.delete(self._account(request), file)
-        return JSONResponse({"id": file, "object": "file", "deleted": True})
+class _Routes(FileRoutes):
+    most_files = 10_000
 
     async def create(self, request: Request) -> Response:
         """Begin a batch."""
         values = parse_object(await request.body())
         key = request.headers.get("idempotency-key")
-        job = await run_in_threadpool(self._create, self._account(request), values, key)
+        job = await run_in_threadpool(self._create, self.account_of(request), values, key)
         return JSONResponse(as_openai(job))
 
     def batches(self, request: Request) -> Response:
         """Own batches."""
         after, limit = page_of(request)
-        found, has_more = self._service.jobs(self._account(request), after, limit)
+        found, has_more = self.service.jobs(self.account_of(request), after, limit)
         return listed([as_openai(job) for job in found], has_more)
 
     def batch(self, request: Request, batch: str) -> Response:
         """One batch."""
-        return JSONResponse(as_openai(self._service.job(self._account(request), batch)))
+        return JSONResponse(as_openai(self.service.job(self.account_of(request), batch)))
 
     def cancel(self, request: Request, batch: str) -> Response:
         """Cancel a batch."""
-        return JSONResponse(as_openai(self._service.cancel(self._account(request), batch)))
+        return JSONResponse(as_openai(self.service.cancel(self.account_of(request), batch)))
 
     def models(self, request: Request) -> Response:
         """Models that the user may predict with."""
-        names = self._service.model_names(self._account(request))
+        names = self.service.model_names(self.account_of(request))
         return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
 
     def model(self, request: Request, model: str) -> Response:
         """One model."""
-        if model not in self._service.model_names(self._account(request)):
+        if model not in self.service.model_names(self.account_of(request)):
             raise BatchError(f"there is no model {model[:100]!r}.", "not_found", status=404)
         return JSONResponse(_model(model))
 
@@ -208,7 +182,7 @@ class _Routes:
             }
         )
         more = {"format": "openai", "model": name, "url": endpoint}
-        return self._service.take(account, request, more, key, dedupe=True)[0]
+        return self.service.take(account, request, more, key, dedupe=True)[0]
 
 
 def as_openai(job: Job) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Where the checks have their renderer from."""
 
-import urllib.error
 import urllib.request
 
 import pytest
@@ -31,10 +30,17 @@ def test_a_fetch_that_hangs_is_ended(monkeypatch, tmp_path):
 
 def has_mirror() -> bool:
     try:
-        with urllib.request.urlopen("http://deb.debian.org/debian/dists/trixie/Release", timeout=5):
+        address = f"{renderer.mirror().rstrip('/')}/dists/trixie/Release"
+        with urllib.request.urlopen(address, timeout=5):
             return True
-    except (OSError, urllib.error.URLError):
+    except (OSError, UserError):  # a mirror that does not answer is an OSError too
         return False
+
+
+def test_a_machine_without_a_mirror_is_told(monkeypatch):
+    monkeypatch.setattr(renderer, "_run", lambda command, folder: "http://example.org/ubuntu/")
+    with pytest.raises(UserError, match="no mirror of Debian"):
+        renderer.mirror()
 
 
 @pytest.mark.long

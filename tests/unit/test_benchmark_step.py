@@ -51,7 +51,6 @@ def report(targets: list[Target], is_quick: bool = False) -> Report:
     rows = [Row("a", "steps/s", (3.0, 1.0, 2.0), (0.0, 0.01, 0.5)), Row("a to b", "x", (0.5, 0.25))]
     return Report(
         topic="fake",
-        command="python -m benchmarks.fake",
         is_quick=is_quick,
         rows=rows,
         targets=targets,

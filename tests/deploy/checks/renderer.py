@@ -19,7 +19,7 @@ from lockstep.kustomize import renderer
 ROOT = Path(__file__).parents[3]
 _FOLDER = ROOT / "build" / "kustomize"
 _PROGRAM = _FOLDER / "root" / "usr" / "bin" / "kustomize"
-_SOURCE = "http://deb.debian.org/debian trixie main"  # bookworm has no such package
+_RELEASE = "trixie main"  # the release before has no such package
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _FETCH_S = 120.0
 
@@ -52,11 +52,12 @@ def fetch() -> None:
             f"the checks need kubectl or kustomize, and {' and '.join(missing)} to fetch one. "
             "Install kubectl or kustomize."
         )
+    source = f"deb [signed-by={_KEYRING}] {mirror()} {_RELEASE}"
     partial = _FOLDER.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for name in ("lists/partial", "cache/archives/partial", "root"):
         (partial / name).mkdir(parents=True)
-    (partial / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {_SOURCE}\n")
+    (partial / "sources.list").write_text(f"{source}\n")
     apt = [
         "apt-get",
         *("-o", f"Dir::Etc::sourcelist={partial / 'sources.list'}"),
@@ -76,7 +77,22 @@ def fetch() -> None:
     partial.rename(_FOLDER)
 
 
-def _run(command: list[str], folder: Path) -> None:
+def mirror() -> str:
+    """The address that this machine has Debian's packages from.
+
+    Raises:
+        UserError: Its package lists name none.
+    """
+    # Known from the lists of sources alone, also where no package list was ever fetched.
+    for address in _run(["apt-get", "indextargets", "--format", "$(REPO_URI)"], ROOT).split():
+        if address.rstrip("/").endswith("/debian"):
+            return address
+    raise UserError(
+        "apt-get has no mirror of Debian among its sources. Install kubectl or kustomize."
+    )
+
+
+def _run(command: list[str], folder: Path) -> str:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_FETCH_S)
     except subprocess.TimeoutExpired:
@@ -87,6 +103,7 @@ def _run(command: list[str], folder: Path) -> None:
         raise UserError(
             f"{command[0]} failed: {done.stderr.strip()[-300:]}. Install kubectl or kustomize."
         )
+    return done.stdout
 
 
 if __name__ == "__main__":
