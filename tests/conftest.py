@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from registry.database import Database
+from tests.support.clock import Clock
 from tests.support.postgres import emptied, new_database, postgres_binaries, running_postgres
 
 
@@ -29,3 +31,17 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'lockstep.db'}"
     return emptied(request.getfixturevalue("shared_postgres"))
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """Connections to it."""
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that stands until it is set."""
+    return Clock()

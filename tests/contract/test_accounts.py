@@ -1,7 +1,6 @@
 """Users, keys, grants and quotas, on both databases."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -9,26 +8,7 @@ from configs.errors import UserError
 from registry.database import Database
 from serving.accounts import PUBLIC, Account, Accounts, Quotas
 from serving.errors import AccountError, AuthenticationError, QuotaExceeded
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url)
-    yield database
-    database.close()
+from tests.support.clock import Clock
 
 
 @pytest.fixture

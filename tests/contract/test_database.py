@@ -3,7 +3,6 @@
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,6 @@ ROWS = sa.Table(
 THINGS = Component("things", _tables)
 PROCESSES = 8
 SECRET = "a-secret-that-nobody-prints"
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url)
-    yield database
-    database.close()
 
 
 def rows(database: Database) -> int:

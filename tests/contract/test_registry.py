@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,28 +13,9 @@ from registry.database import Database
 from registry.errors import AliasConflict, ArtifactFailure, DatabaseFailure, RegistryError
 from registry.store import AliasMove, ModelSummary, Registry
 from tests.support.artifacts import FILES, write_artifact
+from tests.support.clock import Clock
 
 BY = {"who": "ann@desk", "why": "because"}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url)
-    yield database
-    database.close()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from registry.errors import ArtifactFailure
 from registry.store import Registry
 from registry.tables import FOLDERS
 from tests.support.artifacts import write_artifact
+from tests.support.clock import Clock
 from tests.support.processes import run_alone
 from tests.support.registry_workers import MODEL, delete_until, register_until
 
@@ -88,20 +89,6 @@ def test_a_deletion_that_is_killed_deletes_all_or_nothing(tmp_path: Path, artifa
     else:
         raise AssertionError("there are more steps than were tried")
     assert 1 < untouched < point - 4
-    database.close()
-
-
-class Clock:
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def database(database_url: str) -> Any:
-    database = Database(database_url)
-    yield database
     database.close()
 
 
