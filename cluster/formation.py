@@ -6,12 +6,13 @@ stop or to pause goes to all ranks; they agree on a step among themselves.
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cluster.bulk import Assembly
 from cluster.channel import Message
 from cluster.errors import GangFailure
 from cluster.gang import Gang
-from cluster.watch import Watch
+from cluster.watch import Stall, Watch
 from configs.errors import UserCodeError
 
 _ANSWER_S = 60.0
@@ -48,6 +49,7 @@ class Formation:
         self._left: set[int] = set()
         self._raised: list[Message] = []
         self._raised_at = 0.0
+        self._frozen: Stall | None = None
         self._asked: str | None = None
         self._asked_at = 0.0
         self.last_said = now
@@ -133,7 +135,9 @@ class Formation:
         body = message.body
         if body["is_user_error"]:
             raise UserCodeError(body["message"], body["traceback"])
-        self._raised_at = self._raised_at or now
+        if not self._raised:
+            self._raised_at = now
+            self._frozen = self._watch.frozen(now)
         self._raised.append(message)
 
     def _note_exit(self, message: Message) -> None:
@@ -147,16 +151,27 @@ class Formation:
         now = time.monotonic()
         may_be_explained = len(self._raised) < self._workers and now - self._raised_at < _CAUSE_S
         if self._raised and not may_be_explained:
-            raise _exception_failure(self._raised[0])
-        stall = self._watch.check(now)
-        if stall is not None:
-            self.stacks = self._gang.stacks(_STACKS_S)
-            raise GangFailure(stall.sentence, stall.kind, stall.rank)
+            raise self._failure_of_exceptions()
+        if stall := self._watch.check(now):
+            raise self._failure_of_stall(stall)
         is_late = self._asked == "stop" and now - self._asked_at > _ANSWER_S
         if is_late and not self._finished:
             raise GangFailure(
                 f"the workers were asked to stop and did not within {_ANSWER_S:g} s.", "stalled"
             )
+
+    def _failure_of_exceptions(self) -> GangFailure:
+        """The first one's, or the frozen rank's where TensorFlow tired of waiting for it first."""
+        frozen = self._frozen
+        if frozen is None or frozen.rank in [raised.rank for raised in self._raised]:
+            return _exception_failure(self._raised[0])
+        first = self._raised[0]
+        raised = f" rank {first.rank} raised {first.body['error']}"
+        return self._failure_of_stall(replace(frozen, sentence=frozen.sentence + raised))
+
+    def _failure_of_stall(self, stall: Stall) -> GangFailure:
+        self.stacks = self._gang.stacks(_STACKS_S)
+        return GangFailure(stall.sentence, stall.kind, stall.rank)
 
 
 def _exception_failure(message: Message) -> GangFailure:

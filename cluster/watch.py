@@ -94,6 +94,17 @@ class Watch:
             return None
         return self._stalled(now)
 
+    def frozen(self, now: float) -> Stall | None:
+        """The rank whose pulse stopped while another's goes on, however short the standstill.
+
+        For when the others raised: their runtime may tire of waiting before `stall_after_s`.
+        """
+        silent = [known for known in self._ranks if now - known.heard_s >= _MISSED_PULSES_S]
+        if not silent or len(silent) == len(self._ranks):
+            return None
+        behind = min(silent, key=lambda known: known.heard_s)
+        return self._behind(behind, silent, f"frozen: {_last_signs(silent, now)}")
+
     def _not_formed(self, missing: Sequence[_Rank], now: float) -> Stall | None:
         if now - self._began_s < self._ready_timeout_s:
             return None

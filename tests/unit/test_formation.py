@@ -38,6 +38,9 @@ class Gang:
             yield message
         raise AssertionError("nothing came of all that was said")
 
+    def stacks(self, timeout_s: float) -> dict[int, str]:
+        return {}
+
 
 def said(rank: int, kind: str, body: Any = None) -> Message:
     return Message(1, rank, kind, body)
@@ -83,6 +86,33 @@ def test_an_exception_that_nothing_explains_is_its_ranks_own(
     failure, _ = failure_of(monkeypatch, own)
     assert (failure.kind, failure.rank) == ("exception", 1)
     assert (failure.cause, failure.traceback) == ("ValueError: no", "all of it")
+
+
+def pulses_of(ranks: tuple[int, ...], seconds: int) -> list[Message | None]:
+    second = [*[said(rank, "pulse", (0, "step 7")) for rank in ranks], *[None] * 4]
+    return second * seconds
+
+
+def test_an_exception_of_one_that_waited_for_a_frozen_rank_is_the_frozen_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TensorFlow tires of waiting in a time of its own, at times before `stall_after_s`."""
+    ready = [said(rank, "ready") for rank in range(3)]
+    waited = [raised(0, "UnavailableError: no answer"), said(0, "exited", 1), None, None]
+    messages = [*ready, *pulses_of((0, 2), seconds=5), *waited]
+    failure, _ = failure_of(monkeypatch, messages)
+    assert (failure.kind, failure.rank) == ("stalled", 1)
+    assert "rank 1 was last heard 5 s ago" in str(failure)
+    assert "UnavailableError" in str(failure)
+
+
+def test_a_frozen_rank_that_raises_after_all_was_not_the_cause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ready = [said(rank, "ready") for rank in range(2)]
+    messages = [*ready, *pulses_of((0,), seconds=5), raised(0, "first"), raised(1, "second")]
+    failure, _ = failure_of(monkeypatch, messages, workers=2)
+    assert (failure.kind, failure.rank, failure.cause) == ("exception", 0, "first")
 
 
 def test_where_all_ranks_raised_the_first_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
