@@ -145,6 +145,30 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def doctor(
+    train: Annotated[
+        bool, typer.Option("--train", help="Train a small model with two workers too.")
+    ] = False,
+    is_json: Json = False,
+) -> None:
+    """Look at what this machine needs, and say how to mend what is not right. Status 3: a fault."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from lockstep.doctor import examine
+
+    findings = []
+    for finding in examine(train):
+        findings.append(finding)
+        if not is_json:
+            print(f"{finding.verdict:8}{finding.name:18}{finding.found}")
+            if finding.remedy:
+                print(f"{'':8}{finding.remedy}")
+    if is_json:
+        print_json([vars(finding) for finding in findings])
+    if any(finding.verdict == "fault" for finding in findings):
+        raise typer.Exit(3)
+
+
 @data_app.command()
 def show(
     job: JobFile,

