@@ -1,4 +1,4 @@
-"""Job and pipeline files: YAML and overrides in, checked values out, errors with file and line.
+"""Files of jobs, pipelines and services: YAML in, checked values out, errors with file and line.
 
 Owns precedence (override, then YAML, then default) and the wording of what pydantic finds. Reads
 nothing but the file itself, and for a pipeline the job file that it names.
@@ -20,10 +20,16 @@ from configs.errors import JobError, UserError, did_you_mean
 from configs.pipeline import Pipeline
 from configs.schema import Job
 from configs.section import Section
+from configs.service import ServiceConfig
 
 Root = TypeVar("Root", bound=Section)
+Place = tuple[str | int, ...]
 
-_NEEDED = {"job": "name, model, data and train", "pipeline": "name, job and data"}
+_NEEDED = {
+    "job": "name, model, data and train is allowed. See `lockstep schema`",
+    "pipeline": "name, job and data is allowed. See `lockstep schema --pipeline`",
+    "service": "settings is allowed. See docs/serving.md",
+}
 
 
 def load_job(source: Job | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()) -> Job:
@@ -33,8 +39,8 @@ def load_job(source: Job | Mapping[str, Any] | str | Path, overrides: Sequence[s
 
     Raises JobError with the file, the line and the field of the first mistakes.
     """
-    values, lines, where = _values(source, "job")
-    return _checked(Job, values, overrides, lines, where)
+    values, origins = _values(source, "job")
+    return _checked(Job, values, overrides, origins, "job")
 
 
 def load_pipeline(
@@ -47,7 +53,7 @@ def load_pipeline(
 
     Raises JobError with the file, the line and the field of the first mistakes.
     """
-    values, lines, where = _values(source, "pipeline")
+    values, origins = _values(source, "pipeline")
     whole = [override for override in overrides if override.startswith("job=")]
     for override in whole:
         _apply_override(values, override)
@@ -56,35 +62,50 @@ def load_pipeline(
         inner = [o.removeprefix("job.") for o in rest if o.startswith("job.")]
         rest = [override for override in rest if not override.startswith("job.")]
         values["job"] = load_job(values["job"], inner)
-    return _checked(Pipeline, values, rest, lines, where)
+    return _checked(Pipeline, values, rest, origins, "pipeline")
+
+
+def load_service(file: str | Path | None, options: Mapping[str, Any]) -> ServiceConfig:
+    """Checked settings of a service: options of the command first, those not None; then the file.
+
+    Raises JobError with the file and the line, or the option, and the field of the first mistakes.
+    """
+    values, origins = ({}, {}) if file is None else _values(file, "service")
+    for name, value in options.items():
+        if value is not None:
+            values[name] = value
+            origins[(name,)] = "--" + name.replace("_", "-")
+    return _checked(ServiceConfig, values, (), origins, "service")
 
 
 def _values(
     source: Section | Mapping[str, Any] | str | Path, noun: str
-) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int], str]:
-    """Values, line of each of them, and what errors call the whole."""
+) -> tuple[dict[str, Any], dict[Place, str]]:
+    """Values, and where each of them stands: file and line."""
     if isinstance(source, str | Path):
         path = Path(source)
         text = _read(path, noun)
-        return _parse(text, path, noun), _line_numbers(text, path), str(path)
-    values = source.model_dump() if isinstance(source, Section) else dict(source)
-    return values, {}, noun
+        values = _parse(text, path, noun)
+        origins = {place: f"{path}:{line}" for place, line in _line_numbers(text, path).items()}
+        return values, {(): str(path), **origins}
+    return source.model_dump() if isinstance(source, Section) else dict(source), {}
 
 
 def _checked(
     root: type[Root],
     values: dict[str, Any],
     overrides: Sequence[str],
-    lines: dict[tuple[str | int, ...], int],
-    where: str,
+    origins: dict[Place, str],
+    noun: str,
 ) -> Root:
     for override in overrides:
         place = _apply_override(values, override)
-        lines = {p: line for p, line in lines.items() if p[: len(place)] != place} | {place: 0}
+        origins = {p: origin for p, origin in origins.items() if p[: len(place)] != place}
+        origins[place] = "--set"
     try:
         return root.model_validate(values)
     except ValidationError as error:
-        raise JobError(_explain(root, error, lines, where)) from None
+        raise JobError(_explain(root, error, origins, noun)) from None
 
 
 def dump_job(job: Job) -> str:
@@ -184,23 +205,22 @@ def _parse(text: str, path: Path, noun: str) -> dict[str, Any]:
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or error
         raise JobError(f"{place}: not valid YAML: {problem}. Correct the line.") from None
+    if values is None and noun == "service":  # all settings have defaults
+        return {}
     if not isinstance(values, dict):
         kind = "nothing" if values is None else type(values).__name__
-        raise JobError(
-            f"{path}: received {kind}; a mapping with {_NEEDED[noun]} is allowed. "
-            f"See `lockstep schema{' --pipeline' if noun == 'pipeline' else ''}`."
-        )
+        raise JobError(f"{path}: received {kind}; a mapping with {_NEEDED[noun]}.")
     return values
 
 
-def _line_numbers(text: str, path: Path) -> dict[tuple[str | int, ...], int]:
+def _line_numbers(text: str, path: Path) -> dict[Place, int]:
     """Line of each key and list entry of a YAML text, by its place in the tree.
 
     Raises JobError where a key stands twice: YAML would silently take the last.
     """
-    lines: dict[tuple[str | int, ...], int] = {}
+    lines: dict[Place, int] = {}
 
-    def visit(node: yaml.Node | None, place: tuple[str | int, ...]) -> None:
+    def visit(node: yaml.Node | None, place: Place) -> None:
         if isinstance(node, yaml.MappingNode):
             seen: set[tuple[str, str]] = set()  # with the type: 0 and '0' are two keys
             for key, value in node.value:
@@ -224,10 +244,7 @@ def _line_numbers(text: str, path: Path) -> dict[tuple[str | int, ...], int]:
 
 
 def _apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
-    """Set one dotted field; returns the place of the field, or of the section made for it.
-
-    Line 0 marks such a place as an override.
-    """
+    """Set one dotted field; returns the place of the field, or of the section made for it."""
     name, separator, text = override.partition("=")
     if not separator or not name:
         raise UserError(
@@ -258,17 +275,18 @@ def _apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
 def _explain(
     root: type[Section],
     error: ValidationError,
-    lines: Mapping[tuple[str | int, ...], int],
-    where: str,
+    origins: Mapping[Place, str],
+    noun: str,
 ) -> str:
     messages = []
     for details in error.errors(include_url=False):
         place = _schema_place(details)
-        messages.append(f"{_position(place, lines, where)}: {_sentence(root, details, place)}")
+        around = [origins[place[:n]] for n in range(len(place), -1, -1) if place[:n] in origins]
+        messages.append(f"{(around or [noun])[0]}: {_sentence(root, details, place)}")
     return "\n".join(dict.fromkeys(messages))
 
 
-def _schema_place(details: ErrorDetails) -> tuple[int | str, ...]:
+def _schema_place(details: ErrorDetails) -> Place:
     """The place in the file: pydantic adds the tried type of a union to the location."""
     *outer, last = details["loc"] or ("str",)
     place = [part for part in outer if _is_field(part)]
@@ -281,19 +299,7 @@ def _is_field(part: int | str) -> bool:
     return isinstance(part, int) or (part.isidentifier() and part != "str")
 
 
-def _position(
-    place: tuple[int | str, ...], lines: Mapping[tuple[str | int, ...], int], where: str
-) -> str:
-    for length in range(len(place), 0, -1):
-        line = lines.get(place[:length])
-        if line == 0:
-            return "--set"
-        if line is not None:
-            return f"{where}:{line}"
-    return where
-
-
-def _sentence(root: type[Section], details: ErrorDetails, place: tuple[int | str, ...]) -> str:
+def _sentence(root: type[Section], details: ErrorDetails, place: Place) -> str:
     dotted = ".".join(str(part) for part in place)
     kind, value = details["type"], details["input"]
     if kind == "extra_forbidden":
@@ -315,7 +321,7 @@ def _sentence(root: type[Section], details: ErrorDetails, place: tuple[int | str
     return f"{dotted}: received {received}; allowed: {allowed_text}. Change {dotted}."
 
 
-def _allowed_keys(root: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+def _allowed_keys(root: type[BaseModel], place: Place) -> list[str]:
     """Field names of the section at `place`."""
     section = root
     for part in place:

@@ -1,18 +1,13 @@
 """What the prediction service is: addresses, bounds and processes, typed.
 
-Owns the meaning, the units and the defaults of every field, and the wording of mistakes in them.
-A file with some of the fields, options of the command, and defaults make the whole, the option
-before the file.
+Owns the meaning, the units and the defaults of every field. `configs.load` reads the file.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from configs.errors import UserError, did_you_mean
 from configs.section import PositiveInt, Section
 
 Bytes = Annotated[int, Field(ge=2**20)]
@@ -90,6 +85,13 @@ class ServiceConfig(Section):
         False, description="Whether /metrics answers without an admin's key."
     )
 
+    @field_validator("tls_cert", "tls_key")
+    @classmethod
+    def _check_file(cls, path: str | None) -> str | None:
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"there is no file {path}; a PEM file is needed. Name one.")
+        return path
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -107,46 +109,3 @@ class ServiceConfig(Section):
                 "Lower it."
             )
         return self
-
-
-def load_service(file: str | Path | None, options: Mapping[str, Any]) -> ServiceConfig:
-    """Settings from a YAML file (None: no file) and options, which go first.
-
-    Raises:
-        UserError: The file cannot be read, a field is unknown, or a value is not allowed.
-    """
-    values = {} if file is None else _read(Path(file))
-    values |= {name: value for name, value in options.items() if value is not None}
-    try:
-        config = ServiceConfig.model_validate(values)
-    except ValidationError as error:
-        raise UserError("\n".join(_sentence(details) for details in error.errors())) from None
-    for name in ("tls_cert", "tls_key"):
-        path = getattr(config, name)
-        if path is not None and not Path(path).is_file():
-            raise UserError(f"{name}: there is no file {path}; a PEM file is needed.")
-    return config
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot read {path} ({reason}). A YAML file is needed.") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: received {type(values).__name__}; a mapping is allowed.")
-    return values
-
-
-def _sentence(details: Any) -> str:
-    field = ".".join(str(part) for part in details["loc"])
-    if details["type"] == "extra_forbidden":
-        names = list(ServiceConfig.model_fields)
-        return f"unknown field {field}; see docs/serving.md.{did_you_mean(field, names)}"
-    message = details["msg"].removeprefix("Value error, ")
-    if details["type"] == "value_error":
-        return str(message)
-    return f"{field}: received {details['input']!r}; {message[0].lower()}{message[1:]}."

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
-from configs.service import load_service
+from configs.load import load_service
 from serving.app import build_app
 from serving.assembly import (
     Settings,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from configs.service import load_service
+from configs.load import load_service
 from lockstep.commands.options import be_quiet
 
 if TYPE_CHECKING:

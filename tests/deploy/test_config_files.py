@@ -33,7 +33,7 @@ def test_the_pipeline_is_one_and_its_workers_have_pods(overlay, renders, tmp_pat
 
 
 def test_the_services_settings_are_ones():
-    load = loader("configs.service", "load_service")
+    load = loader("configs.load", "load_service")
     assert load(CONFIG / "service.yaml", {}).port == 8000
 
 

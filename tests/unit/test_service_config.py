@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from configs.service import ServiceConfig, load_service
+from configs.load import load_service
+from configs.service import ServiceConfig
 from serving.haproxy import FrontProxy, free_ports, proxy_environment
 
 
@@ -24,22 +25,29 @@ def test_options_go_before_the_file(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("prot: 9000", "Did you mean 'port'"),
-        ("port: 0", "port: received 0; input should be greater"),
+        ("port: 0", r"service.yaml:1: port: received 0; allowed: greater"),
         ("port: x", "port: received 'x'"),
-        ("tls_cert: a.pem", "belong together"),
+        ("tls_cert: {file}", "belong together"),
         ("tls_cert: a.pem\ntls_key: b.pem", "there is no file a.pem"),
         ("replicas: 3\nmax_replicas: 2", "max_replicas=2 is below replicas=3"),
         ("timeout_s: 500", "above max_timeout_s"),
         ("max_body_bytes: 5", "max_body_bytes"),
-        ("- 1", "a mapping is allowed"),
-        ("a: [", "cannot read"),
+        ("- 1", "a mapping with settings is allowed"),
+        ("a: [", "not valid YAML"),
     ],
 )
 def test_mistakes_in_settings(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "service.yaml"
-    file.write_text(text)
+    file.write_text(text.format(file=file))
     with pytest.raises(UserError, match=said):
         load_service(file, {})
+
+
+def test_a_mistake_in_an_option_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--max-replicas: max_replicas: received 0; allowed:"):
+        load_service(None, {"max_replicas": 0})
+    with pytest.raises(UserError, match=r"no service file at .*; the path of a YAML file"):
+        load_service(tmp_path / "service.yaml", {})
 
 
 def test_every_field_is_described() -> None:
@@ -176,7 +184,7 @@ def test_users_by_command(tmp_path: Path) -> None:
         (["users", "add", "ana", "--quota", "bytes=x"], "bytes=NUMBER"),
         (["users", "add", "a/b"], "received the name 'a/b'"),
         (["serve", "--port", "0"], "port: received 0"),
-        (["serve", "--tls-cert", "x.pem"], "belong together"),
+        (["serve", "--tls-cert", "x.pem"], "there is no file x.pem"),
     ],
 )
 def test_mistakes_on_the_command_line(tmp_path: Path, arguments: list[str], said: str) -> None:
