@@ -11,7 +11,8 @@ import sys
 import time
 
 from benchmarks.harness import Report, Row, Target, arguments, conditions
-from cluster.queue import Decision, Queue, QueuedRun
+from cluster.lines import QueuedRun
+from cluster.queue import Decision, Queue
 from cluster.room import Room, Shape, Worker
 from cluster.shares import Terms
 from tests.support.queue_simulation import Simulation, Work

@@ -12,54 +12,23 @@ A run is a gang: all of its workers find room, or it does not start. Runs come i
   leaves no node idle, and delays the head by the time of a checkpoint at most; nobody has to guess
   how long a run will take.
 
-Runs of one user, shape and priority wait in line with each other and are looked at as one, so that
-a decision takes time by the number of such lines, not of runs.
+Runs that only the order of submission tells apart wait in a line (`cluster.lines`), and are looked
+at as one, so that a decision takes time by the number of lines, not of runs.
 """
 
 import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
+from cluster.lines import RUNNING, WAITING, YIELDING, Line, QueuedRun, WaitingLines, line_of
 from cluster.room import Placed, Room, Shape, Trial, Worker
 from cluster.shares import Policy, Shares, Terms
 
 _DECISIONS = 8  # of one call, so that each call is short
 _ATTEMPTS = 4  # runs for which others are looked for to make room, in one call
 _MOST_ASKED = 64  # of which one that is not the first may ask so many
-
-WAITING = "waiting"
-RUNNING = "running"
-YIELDING = "yielding"
-"""Asked to write a checkpoint and go: holds what it held until it has."""
-
-
-@dataclass
-class QueuedRun:
-    """One run in the queue, from its submission to its end.
-
-    Attributes:
-        run_id: Unique.
-        user: Whose it is.
-        shape: What it asks for.
-        priority: Greater goes first; 0 is usual.
-        sequence: Counts submissions; its place among the user's runs, for good.
-        state: WAITING, RUNNING or YIELDING.
-        placed: Where it is, while it is not waiting.
-        lent_by: The head for which it makes room first; nothing where it owes none.
-        started_at: When it last started.
-    """
-
-    run_id: str
-    user: str
-    shape: Shape
-    priority: int = 0
-    sequence: int = 0
-    state: str = WAITING
-    placed: Placed = field(default_factory=dict)
-    lent_by: str = ""
-    started_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,10 +49,7 @@ class Yield:
 
 Decision = Start | Yield
 
-_Line = tuple[str, Shape, int]
-"""User, shape, priority: runs of which only the order of submission decides."""
-
-_Entry = tuple[float, int, _Line | str]
+_Entry = tuple[float, int, Line | str]
 """Key, sequence of the first run, line; or the least key of a user's lines, and the user."""
 
 
@@ -97,10 +63,8 @@ class Queue:
     def __init__(self, policy: Policy | None = None) -> None:
         self.shares = Shares(policy or Policy())
         self._runs: dict[str, QueuedRun] = {}
-        self._lines: dict[_Line, list[tuple[int, str]]] = {}
-        self._lines_of: dict[str | Shape, dict[_Line, None]] = {}  # of a user, of a shape
-        self._top: dict[str, int] = {}  # the highest priority of a user's lines, where known
-        self._running: dict[_Line, dict[str, QueuedRun]] = {}  # those of a line by their start
+        self._lines = WaitingLines()
+        self._running: dict[Line, dict[str, QueuedRun]] = {}  # those of a line by their start
         self._lent: dict[str, dict[str, QueuedRun]] = {}  # by the head that lends
         self._whole = Room({})
         self._free = Room({})
@@ -156,7 +120,8 @@ class Queue:
         self.shares.charge(now)
         self._runs[run.run_id] = run
         if run.state == WAITING:
-            self._enter(run)
+            self.shares.wait(run.user)
+            self._lines.enter(run)
             return
         self.shares.hold(run.user, run.shape)
         self._free.take(run.shape.worker, run.placed)
@@ -169,7 +134,8 @@ class Queue:
         if run is None or run.state == WAITING:
             return
         self.shares.charge(now)
-        self._enter(run)
+        self.shares.wait(run.user)
+        self._lines.enter(run)
         self._leave_nodes(run)
         run.state, run.placed, run.lent_by = WAITING, {}, ""
 
@@ -181,6 +147,7 @@ class Queue:
         self.shares.charge(now)
         if run.state == WAITING:
             self.shares.wait(run.user, -1)
+            self._lines.leave(run)
         else:
             self._leave_nodes(run)
 
@@ -229,56 +196,23 @@ class Queue:
         finally:
             one.undo()
 
-    def _first_of(self, line: _Line) -> QueuedRun | None:
-        waiting = self._lines.get(line)
-        while waiting:
-            run = self._runs.get(waiting[0][1])
-            if run is not None and run.state == WAITING:
-                return run
-            heapq.heappop(waiting)  # it has gone meanwhile
-        if waiting is not None:
-            self._forget(line)
-        return None
-
-    def _forget(self, line: _Line) -> None:
-        del self._lines[line]
-        self._top.pop(line[0], None)
-        for owner in line[:2]:
-            del self._lines_of[owner][line]
-            if not self._lines_of[owner]:
-                del self._lines_of[owner]
-
-    def _enter(self, run: QueuedRun) -> None:
-        self.shares.wait(run.user)
-        line = _line(run)
-        if line not in self._lines:
-            self._lines[line] = []
-            self._top.pop(run.user, None)
-            for owner in line[:2]:
-                self._lines_of.setdefault(owner, {})[line] = None
-        heapq.heappush(self._lines[line], (run.sequence, run.run_id))
-
-    def _top_of(self, user: str) -> int:
-        if user not in self._top:
-            self._top[user] = max(priority for _, _, priority in self._lines_of[user])
-        return self._top[user]
-
     def _begin(self, run: QueuedRun, placed: Placed, now: float) -> None:
         self.shares.hold(run.user, run.shape)
         self.shares.wait(run.user, -1)
+        self._lines.leave(run)
         run.state, run.placed, run.lent_by, run.started_at = RUNNING, placed, self.head, now
         self._free.take(run.shape.worker, placed)
         self._note_running(run)
 
     def _note_running(self, run: QueuedRun) -> None:
         self._soon.take(run.shape.worker, run.placed)
-        self._running.setdefault(_line(run), {})[run.run_id] = run
+        self._running.setdefault(line_of(run), {})[run.run_id] = run
         if run.lent_by:
             self._lent.setdefault(run.lent_by, {})[run.run_id] = run
 
     def _note_not_running(self, run: QueuedRun) -> None:
         self._soon.give(run.shape.worker, run.placed)
-        _drop(self._running, _line(run), run.run_id)
+        _drop(self._running, line_of(run), run.run_id)
         _drop(self._lent, run.lent_by, run.run_id)
 
     def _begin_yielding(self, run: QueuedRun) -> None:
@@ -300,7 +234,7 @@ class _Pass:
         self._now = now
         self._attempts = 0
         self._keys: dict[tuple[str, int], float] = {}
-        self._behind: list[tuple[float, _Line, dict[str, QueuedRun]]] | None = None
+        self._behind: list[tuple[float, Line, dict[str, QueuedRun]]] | None = None
         self._total: Worker | None = None
         self._kept: list[tuple[Worker, Placed]] = []
         self._withheld: list[tuple[str, Worker]] = []
@@ -311,7 +245,7 @@ class _Pass:
         while heap and made < _DECISIONS:
             key, _, line = heapq.heappop(heap)
             if isinstance(line, str):
-                self._push(heap, queue._lines_of[line])
+                self._push(heap, queue._lines.of(line))
                 continue
             entry = self._entry(line)
             if entry is None:
@@ -319,7 +253,9 @@ class _Pass:
             if entry[0] > key:  # its user has been given something meanwhile
                 heapq.heappush(heap, entry)
                 continue
-            run = queue._runs[queue._lines[line][0][1]]
+            run = queue._lines.first(line)
+            if run is None:
+                continue
             if placed := queue._free.plan(run.shape):
                 queue._begin(run, placed, self._now)
                 self._keys.clear()
@@ -337,10 +273,9 @@ class _Pass:
     def _users(self) -> list[_Entry]:
         """Users by where the first of their lines may stand."""
         queue = self._queue
-        users = [user for user in queue._lines_of if isinstance(user, str)]
         heap: list[_Entry] = [
-            (queue.shares.key(user, queue._top_of(user)), -1 - number, user)
-            for number, user in enumerate(users)
+            (queue.shares.key(user, queue._lines.top_of(user)), -1 - number, user)
+            for number, user in enumerate(queue._lines.users())
         ]
         queue.looked_at += len(heap)
         heapq.heapify(heap)
@@ -350,13 +285,13 @@ class _Pass:
         """The lines of shapes for which there is room."""
         queue = self._queue
         heap: list[_Entry] = []
-        for shape in [shape for shape in queue._lines_of if isinstance(shape, Shape)]:
+        for shape in queue._lines.shapes():
             if queue._free.has(shape):
-                self._push(heap, queue._lines_of[shape])
+                self._push(heap, queue._lines.of(shape))
         return heap
 
-    def _push(self, heap: list[_Entry], lines: Iterable[_Line]) -> None:
-        for line in list(lines):
+    def _push(self, heap: list[_Entry], lines: Iterable[Line]) -> None:
+        for line in lines:
             if entry := self._entry(line):
                 heapq.heappush(heap, entry)
 
@@ -367,11 +302,11 @@ class _Pass:
         for node, amount in self._withheld:
             self._queue._free.give(amount, {node: 1})
 
-    def _entry(self, line: _Line) -> _Entry | None:
+    def _entry(self, line: Line) -> _Entry | None:
         """Where a line stands; None where nobody in it could start, were there room."""
         queue, (user, shape, priority) = self._queue, line
         queue.looked_at += 1
-        run = queue._first_of(line)
+        run = queue._lines.first(line)
         if run is None or not queue._whole.has(shape) or queue.shares.over_quota(user, shape):
             return None
         key = self._keys.get((user, priority))
@@ -426,7 +361,7 @@ class _Pass:
                 break
         return cpus + 1e-6 >= run.shape.cpus and gpus + 1e-6 >= run.shape.gpus
 
-    def _sorted_running(self) -> list[tuple[float, _Line, dict[str, QueuedRun]]]:
+    def _sorted_running(self) -> list[tuple[float, Line, dict[str, QueuedRun]]]:
         """Running runs by where they would stand, were they waiting; the last first."""
         if self._behind is None:
             key = self._queue.shares.key
@@ -471,10 +406,6 @@ class _Pass:
             after = queue._free.free(node)
             withheld = Worker(before.cpus - after.cpus, before.gpus - after.gpus)
             self._withheld.append((node, withheld))
-
-
-def _line(run: QueuedRun) -> _Line:
-    return run.user, run.shape, run.priority
 
 
 _Key = TypeVar("_Key")

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from cluster.jobs_api import JobView, newest_attempts, submission_id
-from cluster.queue import RUNNING, WAITING, YIELDING, Decision, Queue, QueuedRun, Yield
+from cluster.lines import RUNNING, WAITING, YIELDING, QueuedRun
+from cluster.queue import Decision, Queue, Yield
 from cluster.queue_store import QueueStore, Record, shape_from
 from cluster.room import Placed, Worker
 from cluster.shares import Policy, Terms

@@ -3,7 +3,8 @@
 import heapq
 from dataclasses import dataclass
 
-from cluster.queue import WAITING, YIELDING, Queue, QueuedRun
+from cluster.lines import WAITING, YIELDING, QueuedRun
+from cluster.queue import Queue
 
 
 @dataclass(frozen=True)

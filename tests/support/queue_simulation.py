@@ -4,7 +4,8 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cluster.queue import RUNNING, WAITING, YIELDING, Queue, QueuedRun, Start, Yield
+from cluster.lines import RUNNING, WAITING, YIELDING, QueuedRun
+from cluster.queue import Queue, Start, Yield
 from cluster.room import Worker
 
 

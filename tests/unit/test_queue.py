@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.queue import RUNNING, WAITING, YIELDING, Queue, QueuedRun, Start, Yield
+from cluster.lines import RUNNING, WAITING, YIELDING, QueuedRun
+from cluster.queue import Queue, Start, Yield
 from cluster.room import Room, Shape, Worker
 from cluster.shares import Policy, Terms
 from cluster.standing import standings
