@@ -15,6 +15,8 @@ _SAME_IN_A_ROW = 3
 _FIRST_DELAY_S = 1.0
 _LONGEST_DELAY_S = 30.0
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+# TensorFlow numbers traced functions as a process comes to them.
+_FUNCTION = re.compile(r"(__(?:inference|forward|backward)_\w*?)_\d+(?:_\d+)*\b")
 
 
 @dataclass(frozen=True)
@@ -114,14 +116,14 @@ class RetryPolicy:
 
 
 def _is_same(last: Failed | None, failure: Failed) -> bool:
-    """Whether both are one exception at one step; addresses of objects aside."""
+    """Whether both are one exception at one step; numbers that processes give aside."""
     if last is None or failure.kind != "exception" or last.kind != "exception":
         return False
     return last.step == failure.step and _plain(last.message) == _plain(failure.message)
 
 
 def _plain(message: str) -> str:
-    return _ADDRESS.sub("0x", message)
+    return _FUNCTION.sub(r"\1", _ADDRESS.sub("0x", message))
 
 
 def _sentence(message: str) -> str:

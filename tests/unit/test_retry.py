@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,9 +111,22 @@ def test_it_is_the_users_even_where_no_more_failures_are_allowed() -> None:
     assert actions(RetryPolicy(2, 600.0), raised(), raised(), raised())[-1] == "users"
 
 
-def test_addresses_of_objects_make_no_other_exception() -> None:
-    same = [raised(f"TypeError: <object at 0x7f{n}a0>") for n in range(3)]
+@pytest.mark.parametrize(
+    "text",
+    [
+        "TypeError: <object at 0x7f{n}a0>",
+        "InvalidArgumentError: [[{{{{node while/Assert}}}}]] [Op:__inference_run_steps_12{n}0]",
+        "InvalidArgumentError: in __inference_while_body_3{n}_45{n} of __forward_f_{n}",
+    ],
+)
+def test_numbers_that_processes_give_make_no_other_exception(text: str) -> None:
+    same = [raised(text.format(n=n)) for n in range(3)]
     assert actions(RetryPolicy(5, 600.0), *same)[-1] == "users"
+
+
+def test_the_name_of_a_function_still_tells_exceptions_apart() -> None:
+    texts = [f"InvalidArgumentError: [Op:__inference_{name}_7]" for name in ("take", "show", "go")]
+    assert actions(RetryPolicy(5, 600.0), *map(raised, texts)) == ["retry"] * 3
 
 
 def test_an_interlude_on_purpose_does_not_break_the_row() -> None:
