@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from cluster.pool import Ended
+from cluster.pool import Ended, stations_within
 from cluster.station import Station
 
 _NICE = 10
@@ -28,6 +28,11 @@ class _ActorStation:
 
     def run(self, task: Any) -> tuple[str, Any]:
         return self._station.run(task)
+
+
+def capacity(cpus: float, gpus: float, kept_cpus: float = 0.0) -> int:
+    """How many stations the Ray that this process has joined can hold; see `stations_within`."""
+    return stations_within(ray.cluster_resources(), cpus, gpus, kept_cpus)
 
 
 @dataclass

@@ -16,11 +16,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from cluster.bulk import Assembly, split
-from cluster.faults import COORDINATOR, PHASES, Fault, FaultTrigger, strike
+from cluster.faults import HOST, PHASES, TOLD, Fault, FaultTrigger, strike
 from cluster.watch import PULSE_S
 
 CHAOS = "chaos"
 """A command: (rank, fault) that the rank is to do to itself, now or as soon as it trains."""
+
+_STRUCK_WITHIN_S = 10.0  # generous: from the word of a fault to the coordinator's blow
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ class Channel:
         fault = self._trigger.reached(phase, step) if phase in PHASES else None
         if fault is not None:
             self.send("fault", fault)
-            if fault.kind != COORDINATOR:  # that one is told by the message
+            if fault.kind == HOST:
+                time.sleep(_STRUCK_WITHIN_S)  # this process ends with the host
+            elif fault.kind not in TOLD:
                 strike(fault.kind)
 
     def heed_sigterm(self) -> None:

@@ -17,18 +17,16 @@ import os
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from cluster.bulk import split
 from cluster.channel import CHAOS, Message
-from cluster.errors import CoordinatorLost, GangFailure, RetriesExhausted
-from cluster.faults import COORDINATOR, COORDINATOR_RANK, Fault, FaultPlan, strike
+from cluster.errors import GangFailure, RetriesExhausted
+from cluster.faults import COORDINATOR, COORDINATOR_RANK, HOST, Fault, FaultPlan, strike
 from cluster.formation import Formation
-from cluster.gang import Gang, GangSpec, release
+from cluster.gang import Gang, GangSpec
 from cluster.retry import Failed, RetryPolicy
 from cluster.template import resolve
 from configs.errors import UserCodeError
@@ -149,6 +147,7 @@ class Coordinator:
         self._chaos = FaultPlan(())
         if spec.chaos:
             self._chaos = FaultPlan.parse(spec.chaos, spec.chaos_seed)
+        self._running: Future[Any] | None = None
         self._ready_since: float | None = None
         self._looked_at = 0.0
         self._began_at = 0
@@ -156,11 +155,18 @@ class Coordinator:
     def run(self) -> Any:
         """Take the run to its end and return the delegate's result.
 
+        Whoever calls again, because the first call was cut off, gets the same.
+
         Raises:
             UserCodeError: The user's code raised.
             RetriesExhausted: More failures than `max_failures` within the window.
             StartTimeout: The gang could not be placed, or not be kept together.
         """
+        with self._changed:
+            self._running = self._running or ThreadPoolExecutor(1, "run").submit(self._run)
+        return self._running.result()
+
+    def _run(self) -> Any:
         delegate: Delegate = resolve(self._spec.delegate)(self._spec.settings, self._emit)
         self._generation = delegate.begin()
         gang = Gang(self._spec.gang)
@@ -198,7 +204,7 @@ class Coordinator:
                 formation = self._form(gang, stage, delegate)
                 for message in formation.follow():
                     if message is not None and message.kind == "fault":
-                        self._note_fault(message, delegate)
+                        self._note_fault(message, gang, delegate)
                     elif message is not None:
                         delegate.on_message(message)
                     self._look_around(gang, stage, delegate, formation)
@@ -248,13 +254,15 @@ class Coordinator:
         if reason and formation.ask("pause", reason):
             self._record(delegate, "pausing", reason=reason)
 
-    def _note_fault(self, message: Message, delegate: Delegate) -> None:
-        """A rank does to itself what the plan had for it; the coordinator's own comes this way."""
+    def _note_fault(self, message: Message, gang: Gang, delegate: Delegate) -> None:
+        """A rank does to itself what the plan had for it, or has this process do it."""
         fault: Fault = message.body
         self._chaos.fired(fault.number)
         self._record(delegate, "chaos", fault=str(fault), rank=message.rank)
         if fault.kind == COORDINATOR:
             strike("kill")
+        elif fault.kind == HOST:
+            gang.strike(message.rank, HOST)
 
     def _strike(self, gang: Gang, delegate: Delegate, formation: Formation, now_s: float) -> None:
         """Do what the chaos plan has for this moment."""
@@ -327,64 +335,3 @@ class Coordinator:
                 self._first_event += 1
             self._events.append(event)
             self._changed.notify_all()
-
-
-def _coordinator_lost(error: Exception) -> CoordinatorLost:
-    return CoordinatorLost(
-        f"the coordinator was lost: {type(error).__name__}. Its node or its Ray has ended; "
-        "--resume goes on from the newest checkpoint."
-    )
-
-
-class RunHandle:
-    """A started run as its driver sees it."""
-
-    def __init__(self, spec: RunSpec) -> None:
-        # Where the driver is: the loss of a worker's node then is not the coordinator's as well.
-        here = ray.get_runtime_context().get_node_id()
-        actor = ray.remote(Coordinator).options(
-            num_cpus=0,
-            max_concurrency=8,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
-        )
-        self._actor = actor.remote(spec)
-        self._result = self._actor.run.remote()
-        self._name = spec.gang.name
-        self._next_event = 0
-
-    def events(self, timeout_s: float) -> list[dict[str, Any]]:
-        """Events since the last call; waits for the first one."""
-        try:
-            self._next_event, news = ray.get(
-                self._actor.events.remote(self._next_event, timeout_s), timeout=timeout_s + 30
-            )
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-            release(self._name)
-            raise _coordinator_lost(error) from error
-        return list(news)
-
-    def is_finished(self) -> bool:
-        """Whether `result` returns at once."""
-        return bool(ray.wait([self._result], timeout=0)[0])
-
-    def request_stop(self, reason: str) -> None:
-        """Ask for a clean stop."""
-        self._actor.request_stop.remote(reason)
-
-    def result(self) -> Any:
-        """The delegate's result; blocks. Raises what the coordinator raised."""
-        try:
-            return ray.get(self._result)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if cause is not None:
-                raise cause from None
-            raise
-        except ray.exceptions.RayActorError as error:
-            release(self._name)
-            raise _coordinator_lost(error) from error
-
-    def kill(self) -> None:
-        """End the coordinator at once; hosts follow, and what they held is given back."""
-        ray.kill(self._actor)
-        release(self._name)

@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.dashboard.utils import ray_address_to_api_server_url
 
 from cluster import queue_actor
 from cluster.desk_client import ANSWER, END, FILE, PART, REFUSAL
+from cluster.jobs_api import JobsApi, newest_attempts
 from cluster.look import look_everywhere
-from cluster.secret_keeping import take_secrets
+from cluster.queue_store import ENDED
+from cluster.secret_keeping import drop_secrets, runs_with_old_secrets, taking_secrets
 from configs.errors import LockstepError
 
 _PART_BYTES = 192 * 1024
@@ -41,9 +44,10 @@ def main() -> None:
             _fetch(Path(asked["run_folder"]), bool(asked["with_files"]))
             return
         _join()
-        if secrets_uri:
-            take_secrets(secrets_uri, asked["run_id"])
-        print(ANSWER + json.dumps(_VERBS[verb](asked, package)), flush=True)
+        _sweep()
+        with _secrets(secrets_uri, asked):
+            answer = _VERBS[verb](asked, package)
+        print(ANSWER + json.dumps(answer), flush=True)
     except LockstepError as error:
         print(REFUSAL + json.dumps(str(error)), flush=True)
 
@@ -66,12 +70,45 @@ def _join() -> None:
     ray.init(address="auto", namespace=queue_actor.NAMESPACE, log_to_driver=False, logging_level=40)
 
 
+def _secrets(uri: str, asked: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
+    return taking_secrets(uri, asked["run_id"]) if uri else contextlib.nullcontext()
+
+
+def _sweep() -> None:
+    """Drop secrets of runs that have ended and could not do it themselves."""
+    with contextlib.suppress(LockstepError, ray.exceptions.RayError):  # the next question sweeps
+        old = runs_with_old_secrets()
+        if old:
+            for run_id in old - _live_runs():
+                drop_secrets(run_id)
+
+
+def _api_address() -> str:
+    address: str = ray_address_to_api_server_url(ray.get_runtime_context().gcs_address)
+    return address
+
+
+def _live_runs() -> set[str]:
+    """Ids of runs that go on, or may, as far as Ray and the queue know."""
+    api = JobsApi(_api_address())
+    live = {run_id for run_id, job in newest_attempts(api.jobs()).items() if not job.is_final}
+    if api.has_queue():
+        runs = queue_actor.call("runs")
+        live |= {str(run["run_id"]) for run in runs if run["status"] not in ENDED}
+    return live
+
+
 def _look(asked: dict[str, Any], _: bytes) -> dict[str, Any]:
     return look_everywhere(asked["inputs"], asked["outputs"])
 
 
 def _keep(asked: dict[str, Any], _: bytes) -> dict[str, Any]:
     return {"kept": asked["run_id"]}  # the secrets have been taken
+
+
+def _drop(asked: dict[str, Any], _: bytes) -> dict[str, Any]:
+    drop_secrets(asked["run_id"])
+    return {}
 
 
 def _enqueue(asked: dict[str, Any], package: bytes) -> dict[str, Any]:
@@ -101,6 +138,7 @@ def _terms(asked: dict[str, Any], _: bytes) -> dict[str, Any]:
 _VERBS: dict[str, Callable[[dict[str, Any], bytes], dict[str, Any]]] = {
     "look": _look,
     "keep": _keep,
+    "drop": _drop,
     "enqueue": _enqueue,
     "cancel": _cancel,
     "queued": _queued,

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import secrets as randomness
@@ -13,7 +14,7 @@ from typing import IO, Any
 
 from cluster.errors import DeskFailure
 from cluster.jobs_api import JobsApi
-from configs.errors import EnvironmentFailure, UserError
+from configs.errors import EnvironmentFailure, LockstepError, UserError
 
 ANSWER = "lockstep-answer:"
 REFUSAL = "lockstep-refusal:"
@@ -24,6 +25,7 @@ END = "lockstep-end:"
 _ASK_S = 120.0
 _SILENCE_S = 120.0
 _POLL_S = 0.25
+_FINISH_S = 15.0
 
 
 class Desk:
@@ -95,7 +97,18 @@ class Desk:
         finally:
             received.close()
             shutil.rmtree(arriving, ignore_errors=True)
-            self._api.stop(name)  # it empties its log when it is told that all has arrived
+            self._finish(name)
+
+    def _finish(self, name: str) -> None:
+        """Tell a job that all has arrived, so that it empties its log, and forget it."""
+        deadline = time.monotonic() + _FINISH_S
+        with contextlib.suppress(LockstepError):  # what has arrived is here
+            self._api.stop(name)
+            while not self._api.status(name).is_final:
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(_POLL_S)
+            self._api.forget(name)
 
     async def _receive(self, name: str, received: "_Arrival") -> None:
         text = ""

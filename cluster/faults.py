@@ -4,7 +4,7 @@ A plan is a text, `KIND:TARGET@WHEN[xTIMES]` with `;` between faults (docs/failu
 owns its grammar, the count of what has fired, and the blow itself. It is pure but for `strike`:
 clocks, ranks and phases are told to it. A fault by the clock is struck by the coordinator
 (`FaultPlan.due`); a fault at a step or a phase travels along with the training process it aims at,
-which says that it fires and then strikes itself (`FaultTrigger`, `strike`).
+which says that it fires and then strikes itself (`FaultTrigger`, `strike`), or is struck (`TOLD`).
 """
 
 import ctypes
@@ -15,7 +15,6 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, get_args
 
 from configs.errors import UserError, did_you_mean
@@ -24,6 +23,10 @@ PHASES = ("forming", "trace", "step", "epoch_end", "evaluation", "checkpoint", "
 TARGETS = ("any", "other", "all")
 COORDINATOR = "coordinator"
 COORDINATOR_RANK = -1
+HOST = "host"
+TOLD = (HOST, COORDINATOR)
+"""Kinds that a training process only tells of: the coordinator strikes once it knows, for a word
+on its way through a host that dies would be lost."""
 GRAMMAR = "KIND:TARGET@WHEN[xTIMES], such as 'kill:any@every=20s' or 'stop:1@step=120'"
 EXIT_STATUS = 7
 
@@ -259,15 +262,14 @@ class FaultTrigger:
 
 
 def strike(kind: str) -> None:
-    """Do a fault to the calling process; of template and host, to its parent and grandparent.
+    """Do a fault to the calling process; of template, to its parent.
 
     Returns at most for stop (once continued), term (where it is handled) and, for an instant,
-    template and host, whose deaths take their children along. Linux only.
+    template, whose death takes its children along. Linux only.
 
     Raises:
         RuntimeError: The fault is raise.
-        ValueError: No process can do this kind to itself: the coordinator's is for the
-            coordinator, which does a kill.
+        ValueError: No process can do this kind to itself (`TOLD`).
     """
     if kind not in _STRIKES:
         raise ValueError(f"received fault {kind!r}; a process can do {', '.join(_STRIKES)}")
@@ -295,13 +297,6 @@ def _kill_template() -> None:
         os.kill(os.getppid(), signal.SIGKILL)
 
 
-def _kill_host() -> None:
-    state_parent_and_more = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2]
-    host = int(state_parent_and_more.split()[1])
-    if host > 1:
-        os.kill(host, signal.SIGKILL)
-
-
 _STRIKES: dict[str, Callable[[], None]] = {
     "kill": _send(signal.SIGKILL),
     "segv": _segfault,
@@ -309,11 +304,10 @@ _STRIKES: dict[str, Callable[[], None]] = {
     "raise": _raise,
     "stop": _send(signal.SIGSTOP),
     "term": _send(signal.SIGTERM),
-    "host": _kill_host,
     "template": _kill_template,
 }
 
-KINDS = (*_STRIKES, COORDINATOR)
+KINDS = (*_STRIKES, *TOLD)
 
 
 def _parse_fault(number: int, text: str) -> Fault:

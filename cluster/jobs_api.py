@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ RUN = "lockstep_run"
 ATTEMPT = "lockstep_attempt"
 QUEUE_CLASS = "QueueActor"
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
+_NO_ANSWER = re.compile(r"status code 5\d\d")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class JobsApi:
 
         Raises:
             JobRefused: Ray does not take it.
+            EnvironmentFailure: Ray does not answer, or with a failure of its own (a status of 500
+                or more): the job may have begun. Start it again under the same name.
         """
         runtime: dict[str, Any] = {"env_vars": environment}
         if folder is not None:
@@ -206,6 +210,8 @@ class JobsApi:
         except (ConnectionError, OSError) as error:
             raise EnvironmentFailure(self._lost(error)) from error
         except RuntimeError as error:
+            if _NO_ANSWER.search(str(error)):  # what was asked for may have been done
+                raise EnvironmentFailure(self._lost(error)) from error
             reason = (
                 str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
             )

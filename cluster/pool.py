@@ -68,6 +68,23 @@ class _Process:
     is_busy: bool = False
 
 
+def stations_within(
+    resources: Mapping[str, float], cpus: float, gpus: float, kept_cpus: float = 0.0
+) -> int:
+    """How many stations the resources of a cluster hold; at least one, which may have to wait.
+
+    Args:
+        resources: Of all nodes, by Ray's names.
+        cpus: CPUs of each station.
+        gpus: GPUs of each station.
+        kept_cpus: CPUs that others have or will have.
+    """
+    most = (resources.get("CPU", 0.0) - kept_cpus) / cpus
+    if gpus:
+        most = min(most, resources.get("GPU", 0.0) / gpus)
+    return max(1, int(most))
+
+
 class ProcessPool:
     """A pool of processes of this machine. They end with this process, whatever ends it.
 

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -156,7 +157,8 @@ class _RayJobs:
     """Ray Jobs of this cluster, as the keeper needs them."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / "packages"
+        self._folder = folder / "packages"  # each is there while it is handed over to Ray
+        shutil.rmtree(self._folder, ignore_errors=True)
         gcs = ray.get_runtime_context().gcs_address
         os.environ.setdefault("RAY_ADDRESS", gcs)
         self._api = JobsApi(ray_address_to_api_server_url(gcs))
@@ -165,27 +167,20 @@ class _RayJobs:
         return {job.submission_id: job for job in self._api.jobs() if RUN in job.metadata}
 
     def start(self, name: str, record: Record, package: bytes) -> None:
-        folder = self._folder / record.package
-        if not folder.exists():
-            made = folder.with_name(f"{folder.name}.new")
-            shutil.rmtree(made, ignore_errors=True)
-            with zipfile.ZipFile(io.BytesIO(package)) as archive:
-                archive.extractall(made)
-            made.rename(folder)
-        self._api.start(
-            name,
-            record.entrypoint,
-            str(folder),
-            run_metadata(
-                record.run_id,
-                record.name,
-                record.user,
-                record.run_folder,
-                record.attempt,
-                is_queued=True,
-            ),
-            {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), "LOCKSTEP_QUEUED": "1"},
+        shown = run_metadata(
+            record.run_id,
+            record.name,
+            record.user,
+            record.run_folder,
+            record.attempt,
+            is_queued=True,
         )
+        environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), "LOCKSTEP_QUEUED": "1"}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            with zipfile.ZipFile(io.BytesIO(package)) as archive:
+                archive.extractall(folder)
+            self._api.start(name, record.entrypoint, folder, shown, environment)
 
     def stop(self, name: str) -> None:
         self._api.stop(name)

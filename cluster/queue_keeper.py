@@ -7,6 +7,7 @@ new attempt begins only when Ray says that the one before has ended. Hence no ru
 runs twice. Knows Ray through two seams: `jobs` and `cluster`.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -15,11 +16,12 @@ from cluster.lines import RUNNING, WAITING, YIELDING, QueuedRun
 from cluster.queue import Decision, Queue, Yield
 from cluster.queue_store import QueueStore, Record, shape_from
 from cluster.room import Placed, Worker
-from cluster.shares import Policy, Terms
+from cluster.shares import MOST_PRIORITY, Policy, Terms
 from cluster.standing import Standing, standings
-from configs.errors import UserError
+from configs.errors import EnvironmentFailure, UserError
 
 _MOST_LOSSES = 5
+_MOST_STARTS = 10
 _USERS_FAULT, _GAVE_UP, _INTERRUPTED = 2, 3, 130
 
 
@@ -82,6 +84,7 @@ class Keeper:
             if not record.is_ended:
                 self._queue.submit(_queued(record), clock())
         self._asked: set[str] = set()  # names of jobs that this keeper has asked to end
+        self._unanswered: dict[str, int] = {}  # starts of jobs of which nobody knows whether
         self._others: list[dict[str, Worker]] = []
 
     def submit(self, asked: Mapping[str, Any], package: bytes) -> str:
@@ -95,6 +98,11 @@ class Keeper:
         if known is not None and known.status not in ("failed", "stopped"):
             return known.run_id
         shape = shape_from(asked["shape"])
+        if abs(int(asked["priority"])) > MOST_PRIORITY:
+            raise UserError(
+                f"received the priority {asked['priority']}; {-MOST_PRIORITY} to {MOST_PRIORITY} "
+                "are allowed. Take a smaller one."
+            )
         self._check_quota(str(asked["user"]), asked)
         attempt = self._newest_attempt(str(asked["run_id"]), known)
         record = Record(
@@ -231,7 +239,9 @@ class Keeper:
             del self._records[run_id]
 
     def _forget_asking(self, record: Record) -> None:
-        self._asked.discard(submission_id(record.run_id, record.attempt))
+        name = submission_id(record.run_id, record.attempt)
+        self._asked.discard(name)
+        self._unanswered.pop(name, None)
 
     # What is to become of them.
 
@@ -255,12 +265,19 @@ class Keeper:
             self._jobs.start(name, record, self._store.package(record.package))
         except UserError as error:
             self._end(record, "failed", str(error))
+        except EnvironmentFailure as error:
+            # It may have begun all the same. Where the next look does not show it, it is started
+            # again under this name; what cannot be started holds nobody else up.
+            self._unanswered[name] = self._unanswered.get(name, 0) + 1
+            if self._unanswered[name] >= _MOST_STARTS:
+                self._end(record, "failed", str(error))
 
     def _ask_to_end(self, record: Record) -> None:
         """Once by each keeper: Ray Jobs passes on the first request and no other."""
         name = submission_id(record.run_id, record.attempt)
         if name not in self._asked:
-            self._jobs.stop(name)
+            with contextlib.suppress(UserError):  # it has gone meanwhile
+                self._jobs.stop(name)
             self._asked.add(name)
 
     # What the queue decides by.

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 
 from cluster.room import Shape, Worker
 
+MOST_PRIORITY = 10  # either way: what a step moves is bounded only as the steps are
+
 
 @dataclass(frozen=True)
 class Policy:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.desk_client import Desk
-from cluster.errors import RunUnknown
+from cluster.errors import JobRefused, RunUnknown
 from cluster.jobs_api import ATTEMPT, RUN, JobsApi, JobView, newest_attempts, submission_id
 from cluster.room import Shape
 from cluster.shares import Terms
@@ -126,13 +126,18 @@ class RayJobs:
         attempt = known.attempt + 1 if known else 1
         if packed.secrets:
             self._desk.ask("keep", {"run_id": packed.run_id}, secrets=packed.secrets)
-        self._api.start(
-            submission_id(packed.run_id, attempt),
-            packed.entrypoint,
-            str(packed.folder),
-            run_metadata(packed.run_id, packed.name, user, packed.run_folder, attempt),
-            {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)},
-        )
+        try:
+            self._api.start(
+                submission_id(packed.run_id, attempt),
+                packed.entrypoint,
+                str(packed.folder),
+                run_metadata(packed.run_id, packed.name, user, packed.run_folder, attempt),
+                {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)},
+            )
+        except JobRefused:
+            if packed.secrets:
+                self._desk.ask("drop", {"run_id": packed.run_id})
+            raise
         return packed.run_id
 
     def enqueue(self, packed: Packed, user: str, priority: int = 0) -> RunView:
@@ -158,7 +163,9 @@ class RayJobs:
         views = {run_id: _view(job) for run_id, job in self._attempts().items()}
         if self._api.has_queue():
             for record in self._desk.ask("queued", {})["runs"]:
-                views[record["run_id"]] = _queued_view(record)
+                there = views.get(record["run_id"])
+                if there is None or there.attempt <= record["attempt"]:  # else started without it
+                    views[record["run_id"]] = _queued_view(record)
         return sorted(views.values(), key=lambda view: (view.submitted_at, view.run_id))
 
     def status(self, run_id: str) -> RunView:
@@ -168,8 +175,8 @@ class RayJobs:
             RunUnknown: The cluster remembers no such run.
         """
         job = self._attempts().get(run_id)
-        if job is not None and (not job.is_queued or not job.is_final or _status(job) == "done"):
-            return _view(job)  # else the queue knows whether it goes on
+        if job is not None and (not job.is_final or _status(job) == "done"):
+            return _view(job)  # else the queue, if there is one, knows whether it goes on
         views = {view.run_id: view for view in self.list()}
         if run_id not in views:
             raise RunUnknown(

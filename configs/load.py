@@ -7,7 +7,6 @@ nothing but the file itself, and for a pipeline the job file that it names.
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from configs.pipeline import Pipeline
 from configs.schema import Job
 from configs.section import Section
 from configs.service import ServiceConfig
+from configs.yaml_text import Dumper, parse_yaml
 
 Root = TypeVar("Root", bound=Section)
 Place = tuple[str | int, ...]
@@ -114,7 +114,7 @@ def dump_job(job: Job) -> str:
     Raises JobError where an argument of a job made in Python is more than a plain value.
     """
     try:
-        return yaml.dump(job.model_dump(), Dumper=_Dumper, sort_keys=False)
+        return yaml.dump(job.model_dump(), Dumper=Dumper, sort_keys=False)
     except yaml.representer.RepresenterError as error:
         raise JobError(
             f"received {error.args[-1]!r} in the job; numbers, texts, booleans, and lists and "
@@ -157,26 +157,13 @@ def _differences(first: Any, second: Any, prefix: str) -> list[str]:
     return [] if first == second else [prefix]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as PyYAML reads it, except that 1e-3 is a number, as in YAML 1.2."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads: quotes the text '1e-3'."""
-
-
-_EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
-
-
 def _represent_as(kind: type, dumper: yaml.SafeDumper, value: Any) -> yaml.Node:
     node: yaml.Node = dumper.represent_data(kind(value))
     return node
 
 
 for _kind in (str, int, float):  # what is derived from these is written as these: numpy.float64
-    _Dumper.add_multi_representer(_kind, functools.partial(_represent_as, _kind))
+    Dumper.add_multi_representer(_kind, functools.partial(_represent_as, _kind))
 
 
 def _read(path: Path, noun: str) -> str:
@@ -199,7 +186,7 @@ def _missing_file(path: Path, noun: str) -> str:
 
 def _parse(text: str, path: Path, noun: str) -> dict[str, Any]:
     try:
-        values = yaml.load(text, _Loader)  # a safe loader
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -239,7 +226,13 @@ def _line_numbers(text: str, path: Path) -> dict[Place, int]:
                 lines[(*place, index)] = value.start_mark.line + 1
                 visit(value, (*place, index))
 
-    visit(yaml.compose(text, Loader=yaml.SafeLoader), ())
+    try:
+        visit(yaml.compose(text, Loader=yaml.SafeLoader), ())
+    except RecursionError:
+        raise JobError(
+            f"{path}: an alias (*) stands inside of what it names; values that end are allowed. "
+            "Write the value out."
+        ) from None
     return lines
 
 
@@ -252,7 +245,7 @@ def _apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
             "--set train.epochs=5."
         )
     try:
-        value = yaml.load(text, _Loader)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: {text!r} is not valid YAML. Quote the value.") from None
     keys = name.split(".")

@@ -173,6 +173,11 @@ class NoWorseConfig(Section):
         description="absolute: `by` is in units of the metric. relative: in parts of the "
         "champion's value, 0.01 is one per cent.",
     )
+    mode: Literal["auto", "min", "max"] = Field(
+        "auto",
+        description="Whether less (min) or more (max) of the metric is better. auto: as its name "
+        "says, which is refused where the job computes it by another kind's name.",
+    )
     confidence: float | None = Field(
         0.95,
         description="The candidate passes where it is no worse than that with this confidence, by "
@@ -265,14 +270,16 @@ class GateConfig(Section):
 
     @property
     def metrics(self) -> list[str]:
-        """Every metric that is named, once, in the order of the file."""
-        checks: list[ThresholdConfig | NoWorseConfig] = [
-            *self.thresholds,
-            *self.no_worse_than_champion,
-        ]
-        for each in self.slices:
-            checks += [*each.thresholds, *each.no_worse_than_champion]
-        return list(dict.fromkeys(check.metric for check in checks))
+        """Every metric that is named, once."""
+        thresholds = [*self.thresholds, *(each for part in self.slices for each in part.thresholds)]
+        names = [each.metric for each in thresholds] + [each.metric for each in self.comparisons]
+        return list(dict.fromkeys(names))
+
+    @property
+    def comparisons(self) -> list[NoWorseConfig]:
+        """Every comparison with the champion, those of slices last."""
+        of_slices = (each for part in self.slices for each in part.no_worse_than_champion)
+        return [*self.no_worse_than_champion, *of_slices]
 
 
 class WebhookConfig(Section):

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from configs.errors import JobError
 from configs.section import Section
+from configs.yaml_text import parse_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -66,7 +67,7 @@ def load_schedule(path: Path) -> NamedSchedule | None:
         JobError: It cannot be read, or the name or the section is wrong.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = parse_yaml(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise JobError(f"cannot read {path}: {error}. A pipeline file is allowed.") from None
     if not isinstance(values, dict) or values.get("schedule") is None:

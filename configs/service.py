@@ -4,7 +4,7 @@ Owns the meaning, the units and the defaults of every field. `configs.load` read
 """
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -44,9 +44,17 @@ class ServiceConfig(Section):
     )
     predictors: int | None = Field(
         None,
-        description="Most processes that compute batch jobs, started as there is work. null: one a "
-        "CPU. 0: no batch jobs.",
+        description="Most processes that compute batch jobs, started as there is work. null: as "
+        "many as there are CPUs, or GPUs for `predictor_gpus`. 0: no batch jobs.",
         ge=0,
+    )
+    predictor_pool: Literal["processes", "actors"] = Field(
+        "processes",
+        description="What these are: processes of the machine that dispatches, or actors on any "
+        "machine of the Ray cluster that the service runs on, with a CPU each.",
+    )
+    predictor_gpus: float = Field(
+        0.0, description="GPUs of each of them, also fractions; for actors.", ge=0, le=16
     )
     preload: tuple[str, ...] = Field(
         (), description="Models whose champion is loaded at the start; others at first use."
@@ -70,10 +78,25 @@ class ServiceConfig(Section):
     drain_s: Seconds = Field(
         30.0, description="The longest time for requests under way when the service ends."
     )
+    unready_s: float = Field(
+        1.0,
+        description="Time for which requests are still taken after SIGTERM, with 503 at /readyz, "
+        "so that what balances the load looks elsewhere. 0: none.",
+        ge=0,
+        le=600,
+    )
     max_body_bytes: Bytes = Field(64 * 2**20, description="Largest body, as sent. Beyond: 413.")
     max_upload_bytes: Bytes = Field(2 * 2**30, description="Largest upload of a file.")
     max_inflated_bytes: Bytes = Field(
         256 * 2**20, description="Largest body after gzip or deflate. Beyond: 413."
+    )
+    max_bodies_bytes: Bytes = Field(
+        2**30,
+        description="Memory of each process for the bodies of all requests under way, as sent and "
+        "as inflated. Beyond: 429.",
+    )
+    max_user_bodies_bytes: Bytes = Field(
+        2**29, description="The part of it that one user may hold. Beyond: 429."
     )
     max_rows: PositiveInt = Field(1_000_000, description="Most rows in one request.")
     outputs: tuple[str, ...] = Field(
@@ -102,6 +125,18 @@ class ServiceConfig(Section):
             raise ValueError(
                 f"max_replicas={self.max_replicas} is below replicas={self.replicas}. Raise it, or "
                 "leave it out."
+            )
+        if self.predictor_gpus and self.predictor_pool != "actors":
+            raise ValueError(
+                f"predictor_gpus={self.predictor_gpus:g} has no effect on processes, which see all "
+                "GPUs of their machine. Set predictor_pool to actors, or leave it out."
+            )
+        largest = self.max_body_bytes + self.max_inflated_bytes
+        if not largest <= self.max_user_bodies_bytes <= self.max_bodies_bytes:
+            raise ValueError(
+                f"max_user_bodies_bytes={self.max_user_bodies_bytes} must hold one body as sent "
+                f"and inflated (max_body_bytes + max_inflated_bytes = {largest}) and be at most "
+                f"max_bodies_bytes={self.max_bodies_bytes}. Change one of them."
             )
         if self.timeout_s > self.max_timeout_s:
             raise ValueError(

@@ -16,9 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cluster.coordinator import RunHandle, RunSpec
+from cluster.coordinator import RunSpec
 from cluster.faults import FaultPlan
 from cluster.gang import GangSpec
+from cluster.handle import RunHandle
 from cluster.runtime import Need, session
 from cluster.secret_keeping import forwarded
 from configs.errors import UserError

@@ -4,8 +4,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from cluster.coordinator import RunHandle, RunSpec
+from cluster.coordinator import RunSpec
 from cluster.errors import CoordinatorLost
+from cluster.handle import RunHandle
 from cluster.runtime import is_alive
 from configs.errors import UserError
 from configs.schema import Job

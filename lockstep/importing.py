@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError
 from lockstep.models import who
+from registry.references import check_alias, check_name
 from trainer.importing import Imported, ImportRequest, import_model
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def import_file(
         RegistryError: The name or the alias is not allowed.
     """
     options = options or ImportOptions()
+    check_name(name)
+    if options.alias:
+        check_alias(options.alias)
     with tempfile.TemporaryDirectory(prefix="lockstep-import-") as scratch:
         folder = Path(scratch) / "artifact"
         imported = import_model(
@@ -77,6 +81,7 @@ def import_file(
             description=options.description or f"imported from {Path(path).name}",
         )
     if options.alias:
+        registry.require_intact(version)
         why = f"imported from {Path(path).name}"
         registry.set_alias(name, options.alias, version.number, who=who(), why=why)
         version = registry.version(name, version.number)

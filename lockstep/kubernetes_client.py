@@ -29,6 +29,7 @@ _PATHS = {
     "ConfigMap": "/api/v1/namespaces/{}/configmaps",
     "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
     "Pod": "/api/v1/namespaces/{}/pods",
+    "Workload": "/apis/kueue.x-k8s.io/v1beta2/namespaces/{}/workloads",
 }
 
 
@@ -41,7 +42,7 @@ class NotThere(KubernetesError):
 
 
 class AlreadyThere(KubernetesError):
-    """There is an object of that name."""
+    """There is an object of that name, and it is not the one that was meant."""
 
 
 class Unreachable(EnvironmentFailure):
@@ -80,9 +81,15 @@ class KubernetesClient:
         """
         return self._call("GET", kind, name)
 
-    def items(self, kind: str, selector: str) -> list[Manifest]:
+    def find(self, kind: str, name: str) -> Manifest | None:
+        """One object; None where there is none of that name."""
+        with contextlib.suppress(NotThere):
+            return self.get(kind, name)
+        return None
+
+    def items(self, kind: str, selector: str = "") -> list[Manifest]:
         """Objects whose labels match, oldest first."""
-        found = self._call("GET", kind, query={"labelSelector": selector})
+        found = self._call("GET", kind, query={"labelSelector": selector} if selector else {})
         items: list[Manifest] = found.get("items", [])
         return sorted(items, key=lambda item: str(item["metadata"].get("creationTimestamp", "")))
 
@@ -95,13 +102,20 @@ class KubernetesClient:
         metadata = {**manifest["metadata"], "namespace": self.namespace}
         return self._call("POST", manifest["kind"], body={**manifest, "metadata": metadata})
 
-    def delete(self, kind: str, name: str) -> None:
+    def delete(self, kind: str, name: str, uid: str | None = None) -> None:
         """Delete an object, and what belongs to it, in the background.
+
+        Args:
+            kind: Of the object.
+            name: Of the object.
+            uid: Which one of that name. None: any.
 
         Raises:
             NotThere: There is none of that name.
+            AlreadyThere: One that is not `uid` has the name.
         """
-        self._call("DELETE", kind, name, body={"propagationPolicy": "Background"})
+        only = {"preconditions": {"uid": uid}} if uid else {}
+        self._call("DELETE", kind, name, body={"propagationPolicy": "Background", **only})
 
     def log(
         self, pod: str, *, follow: bool, since: str | None = None, idle_s: float = 60.0
@@ -195,14 +209,16 @@ class KubernetesClient:
         if status == 404:
             return NotThere(
                 f"there is no {what} in the namespace {self.namespace}, or the cluster does not "
-                "know its kind. Check --namespace, and that an overlay is applied."
+                "know its kind. Name the namespace as in --address kubernetes://NAMESPACE, and see "
+                "that an overlay is applied."
             )
         if status == 409:
             return AlreadyThere(f"{what} is already there, in the namespace {self.namespace}.")
         if status in (401, 403):
             return KubernetesError(
                 f"{method} {what} is not allowed to this user ({reason}). Bind the role "
-                f"lockstep-submitter in the namespace {self.namespace}, or use another context."
+                f"lockstep-submitter in the namespace {self.namespace}, or set KUBECONFIG to the "
+                "file of a user who may."
             )
         if status in (400, 422):
             return KubernetesError(
@@ -248,8 +264,8 @@ def _load(configuration: Any, context: str | None) -> str:
         contexts, current = _load_config.list_kube_config_contexts(config_file=file)
     except ConfigException as error:
         raise KubernetesError(
-            f"there are no usable credentials of a cluster: {error}. Set KUBECONFIG, or --context "
-            "to one of its contexts."
+            f"there are no usable credentials of a cluster: {error}. Set KUBECONFIG to a file "
+            "whose current context is the cluster's."
         ) from None
     chosen = next((each for each in contexts if each["name"] == context), current)
     return str(chosen["context"].get("namespace", "default"))

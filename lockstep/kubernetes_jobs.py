@@ -7,24 +7,21 @@ with access to the namespace may ask. The twin of submission through Ray Jobs: t
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.errors import RunUnknown
 from cluster.submit import Packed, RunView
 from configs.errors import EnvironmentFailure, UserError, did_you_mean
-from lockstep.kubernetes_client import AlreadyThere, KubernetesClient, NotThere, Unreachable
+from lockstep.kubernetes_client import KubernetesClient, NotThere, Unreachable
+from lockstep.kubernetes_objects import RunObjects, is_going, phase_of, run_view
+from lockstep.kubernetes_queue import kueue_standings
+from lockstep.kubernetes_records import forget, keep_stopped, stopped_run, stopped_runs
 from lockstep.kubernetes_result import fetch
 from lockstep.kustomize import Manifest
 from lockstep.manifests import (
-    DIGEST,
-    JOB_NAME,
     ORIGIN_LABEL,
-    RUN_FOLDER,
     RUN_LABEL,
-    USER,
     RunOptions,
     check_run_id,
     copy_of,
@@ -35,31 +32,21 @@ from lockstep.manifests import (
 Answer = TypeVar("Answer")
 Views = list[RunView]
 Standings = list[dict[str, Any]]
+Manifests = list[Manifest]
 
 _POLL_S = 2.0
-_GONE_S = 300.0  # pods have two minutes to hand over
 _OUTAGE_S = 600.0  # an API server is upgraded in less
 _KEPT = 10
-_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-_STATUS = {  # the operator's words, in those of commands
-    "": "starting",
-    "New": "starting",
-    "Initializing": "starting",
-    "Waiting": "starting",
-    "Scheduling": "starting",
-    "Scheduled": "starting",
-    "Running": "running",
-    "Retrying": "starting",
-    "Suspending": "yielding",
-    "Suspended": "waiting",
-    "Complete": "done",
-    "Failed": "failed",
-    "ValidationFailed": "failed",
-}
 
 
 class RunFailed(EnvironmentFailure):
     """A run that was followed ended without success."""
+
+
+class RunStopped(RunFailed):
+    """A run that was followed was stopped."""
+
+    exit_status = 130
 
 
 class KubernetesJobs:
@@ -84,6 +71,7 @@ class KubernetesJobs:
         self._template = template
         self._sleep = sleep
         self._clock = clock
+        self._objects = RunObjects(client, sleep, clock)
 
     @property
     def template(self) -> Manifest:
@@ -98,17 +86,18 @@ class KubernetesJobs:
     def submit(self, packed: Packed, options: RunOptions | None = None) -> str:
         """Make a run, and return its id. One that is under way or done is left as it is.
 
-        A run that had failed goes on from its newest checkpoint. What is missing of a run that an
-        earlier call did not make to the end is made.
+        A run that had failed or was stopped goes on from its newest checkpoint, once all of its
+        former attempts has gone. What is missing of a run that an earlier call did not make to the
+        end is made. Any number of callers at the same time make one run.
 
         Raises:
             UserError: A run of that name is another job's, or does not fit the cluster.
             Unreachable: The API server does not answer.
+            EnvironmentFailure: Former attempts do not go.
         """
         config_map, ray_job, budget = run_manifests(self.template, packed, options)
-        made = self._make(ray_job)
-        for manifest in (config_map, budget):
-            self._make_part(manifest, made)
+        self._objects.make(ray_job, (config_map, budget))
+        forget(self._client, packed.run_id)
         return packed.run_id
 
     def launch(self, template: str, *, is_exclusive: bool = False) -> str:
@@ -124,17 +113,22 @@ class KubernetesJobs:
         found = self._run_template(template)
         if is_exclusive:
             for item in self._client.items("RayJob", f"{ORIGIN_LABEL}={template}"):
-                if not _view(item).is_final:
-                    return str(item["metadata"]["name"])
+                name = str(item["metadata"]["name"])
+                if is_going(item):
+                    self._objects.until_gone(name)
+                elif not run_view(item).is_final:
+                    return name
         self._forget(template)
         run_id = f"{template[:30]}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
         ray_job = copy_of(found, run_id)
-        self._make_part(head_budget(ray_job), self._make(ray_job))
+        self._objects.make(ray_job, [head_budget(ray_job)])
         return run_id
 
     def list(self) -> Views:
         """All runs, oldest first."""
-        return [_view(item) for item in self._client.items("RayJob", RUN_LABEL)]
+        views = {view.run_id: view for view in stopped_runs(self._client)}
+        views |= {view.run_id: view for view in map(run_view, self._runs())}
+        return sorted(views.values(), key=lambda view: (view.submitted_at, view.run_id))
 
     def status(self, run_id: str) -> RunView:
         """One run.
@@ -143,14 +137,15 @@ class KubernetesJobs:
             RunUnknown: There is no such run.
         """
         check_run_id(run_id)
-        try:
-            return _view(self._client.get("RayJob", run_id))
-        except NotThere:
+        found = self._client.find("RayJob", run_id)
+        view = run_view(found) if found else stopped_run(self._client, run_id)
+        if view is None:
             known = [view.run_id for view in self.list()]
             raise RunUnknown(
                 f"no run {run_id!r} in the namespace {self._client.namespace}; `lockstep jobs "
                 f"list` shows all.{did_you_mean(run_id, known)}"
-            ) from None
+            )
+        return view
 
     def logs(self, run_id: str, follow: bool = False) -> Iterator[str]:
         """What a run prints, in pieces; with `follow` until its end.
@@ -175,13 +170,14 @@ class KubernetesJobs:
         """Show what the run prints, and wait for its end.
 
         Raises:
-            RunFailed: It failed, or was stopped.
+            RunStopped: It was stopped.
+            RunFailed: It failed.
         """
         for piece in self.logs(run_id, follow=True):
             show(piece)
         view = self._patiently(lambda: self.status(run_id))
         if view.status != "done":
-            raise RunFailed(
+            raise (RunStopped if view.status == "stopped" else RunFailed)(
                 f"run {run_id} {view.status} in attempt {view.attempt}: "
                 f"{view.message or 'no reason given'}. Submitted again under this id it goes on "
                 "from its newest checkpoint."
@@ -189,16 +185,24 @@ class KubernetesJobs:
         return view
 
     def stop(self, run_id: str) -> RunView:
-        """Ask a run to write a checkpoint and end; its RayJob goes, its run folder stays.
+        """Ask a run to write a checkpoint and end, and wait until no pod of it is left.
+
+        Its RayJob goes; a record that it was stopped, and its run folder, stay. Idempotent; a run
+        that has ended is left as it is.
 
         Raises:
             RunUnknown: There is no such run.
+            EnvironmentFailure: Its pods have not gone within five minutes.
         """
         view = self.status(run_id)
-        with contextlib.suppress(NotThere):  # ended by somebody else meanwhile
-            self._client.delete("RayJob", run_id)
-        message = "it takes a last checkpoint; submitting it again resumes it"
-        return view if view.is_final else replace(view, status="stopping", message=message)
+        if view.is_final:
+            return view
+        keep_stopped(self._client, view)
+        found = self._client.find("RayJob", run_id)
+        if found is not None:
+            self._objects.delete(found)
+        self._objects.until_gone(run_id)
+        return self.status(run_id)
 
     def result(self, run_id: str, output: Path | None = None) -> dict[str, Any]:
         """A run's summary; with `output` its artifact and records are written there, whole.
@@ -210,22 +214,17 @@ class KubernetesJobs:
         return fetch(self._client, self.template, view.run_id, view.run_folder, output)
 
     def queue(self) -> Standings:
-        """The queue is Kueue's: who waits, and what it says of it."""
-        waiting = [view for view in self.list() if view.status == "waiting"]
-        return [
-            {
-                "position": number,
-                "run_id": view.run_id,
-                "user": view.user,
-                "priority": 0,
-                "reason": view.message or "waits for Kueue to admit it",
-            }
-            for number, view in enumerate(waiting, 1)
-        ]
+        """The queue is Kueue's: who waits, in its order, and what it says of it."""
+        waiting = [item for item in self._runs() if run_view(item).status == "waiting"]
+        views = {str(item["metadata"]["uid"]): run_view(item) for item in waiting}
+        return kueue_standings(self._client, views) if views else []
+
+    def _runs(self) -> Manifests:
+        return self._client.items("RayJob", RUN_LABEL)
 
     def _forget(self, template: str) -> None:
         items = self._client.items("RayJob", f"{ORIGIN_LABEL}={template}")
-        ended = [str(item["metadata"]["name"]) for item in items if _view(item).is_final]
+        ended = [str(item["metadata"]["name"]) for item in items if run_view(item).is_final]
         for name in ended[: max(0, len(ended) - _KEPT)]:
             with contextlib.suppress(NotThere):
                 self._client.delete("RayJob", name)
@@ -238,50 +237,9 @@ class KubernetesJobs:
         except NotThere:
             raise UserError(
                 f"the namespace {self._client.namespace} has no template {name}, a RayJob that "
-                "runs are made from. Apply an overlay of deploy/ first, or name the namespace "
-                "with --namespace."
+                "runs are made from. Apply an overlay of deploy/ first, or name its namespace "
+                "as in --address kubernetes://NAMESPACE."
             ) from None
-
-    def _make(self, ray_job: Manifest) -> Manifest:
-        try:
-            return self._client.create(ray_job)
-        except AlreadyThere:
-            name = ray_job["metadata"]["name"]
-            found = self._client.get("RayJob", name)
-            if _digest(found) == _digest(ray_job):
-                return self._again(ray_job) if _view(found).status == "failed" else found
-            raise UserError(
-                f"run {name} is there, and is another job's. Choose another --run-id, or end that "
-                f"run: lockstep jobs stop {name}."
-            ) from None
-
-    def _again(self, ray_job: Manifest) -> Manifest:
-        """A failed run anew: the object of its last attempts goes first."""
-        name = ray_job["metadata"]["name"]
-        ends_at = self._clock() + _GONE_S
-        with contextlib.suppress(NotThere):
-            self._client.delete("RayJob", name)
-        while True:
-            try:
-                return self._client.create(ray_job)
-            except AlreadyThere:
-                if self._clock() > ends_at:
-                    raise
-                self._sleep(_POLL_S)
-
-    def _make_part(self, manifest: Manifest, ray_job: Manifest) -> None:
-        """Make an object that goes when the RayJob goes."""
-        owner = {
-            "apiVersion": ray_job["apiVersion"],
-            "kind": ray_job["kind"],
-            "name": ray_job["metadata"]["name"],
-            "uid": ray_job["metadata"]["uid"],
-        }
-        metadata = {**manifest["metadata"], "ownerReferences": [owner]}
-        try:
-            self._client.create({**manifest, "metadata": metadata})
-        except AlreadyThere:
-            return  # made by an earlier call, which went no further
 
     def _lines(self, pod: str, last: str, follow: bool) -> Iterator[str]:
         """New lines of a pod, after the time of the last one that was seen."""
@@ -306,46 +264,11 @@ class KubernetesJobs:
                 self._sleep(_POLL_S)
 
 
-def _view(item: Manifest) -> RunView:
-    metadata, status = item["metadata"], item.get("status") or {}
-    annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
-    state = str(status.get("jobDeploymentStatus", ""))
-    shown = _STATUS.get(state, "running")
-    if shown == "done" and status.get("jobStatus") == "STOPPED":
-        shown = "stopped"
-    is_queued = _QUEUE_LABEL in labels
-    if is_queued and shown == "starting" and item["spec"].get("suspend"):
-        shown = "waiting"
-    if metadata.get("deletionTimestamp") and shown not in ("done", "failed", "stopped"):
-        shown = "stopping"
-    message = " ".join(str(status.get(key, "")) for key in ("reason", "message"))
-    return RunView(
-        run_id=metadata["name"],
-        name=annotations.get(JOB_NAME, labels.get(ORIGIN_LABEL, "")),
-        user=annotations.get(USER, ""),
-        status=shown,
-        attempt=int(status.get("failed") or 0) + int(state not in ("", "New", "Suspended")),
-        run_folder=annotations.get(RUN_FOLDER, ""),
-        message=" ".join(message.split()),
-        submitted_at=_seconds(metadata.get("creationTimestamp")),
-        is_queued=is_queued,
-    )
-
-
-def _seconds(moment: str | None) -> float:
-    """Unix time of a moment as Kubernetes writes it."""
-    return datetime.fromisoformat(moment).timestamp() if moment else 0.0
-
-
-def _digest(ray_job: Manifest) -> Any:
-    return (ray_job["metadata"].get("annotations") or {}).get(DIGEST)
-
-
 def _readable(pods: list[Manifest]) -> str:
     """The newest pod that has printed or may print."""
     names = [
         str(pod["metadata"]["name"])
         for pod in pods
-        if (pod.get("status") or {}).get("phase") in ("Running", "Succeeded", "Failed")
+        if phase_of(pod) in ("Running", "Succeeded", "Failed")
     ]
     return names[-1] if names else ""

@@ -23,6 +23,7 @@ from configs.errors import JobError, UserError
 from configs.load import job_digest
 from configs.schema import Job
 from lockstep.kustomize import Manifest
+from lockstep.submit import MANIFEST, SUBMISSION, VERSIONS
 
 RUN_LABEL = "lockstep/run"
 TEMPLATE_LABEL = "lockstep/template"
@@ -298,7 +299,31 @@ def _metadata(of_run: Mapping[str, Any], name: str) -> dict[str, Any]:
     return metadata
 
 
+def check_ray(template: Manifest, here: str | None, is_any_version: bool = False) -> list[str]:
+    """Compare Ray's version with that of a template; returns warnings.
+
+    The other versions are those of the image; a run looks at them before it begins.
+
+    Raises:
+        UserError: They differ, and may not.
+    """
+    there = str(template["spec"]["rayClusterSpec"].get("rayVersion", ""))
+    if not there or there == here:
+        return []
+    text = f"versions differ: ray {here or 'none'} here, {there} in the cluster's template"
+    if not is_any_version:
+        raise UserError(
+            f"{text}; the same ones are needed for the same numbers. Install the cluster's here, "
+            "or submit with --any-version."
+        )
+    return [f"{text}."]
+
+
 def _digest(files: Mapping[str, bytes]) -> str:
+    """Of what makes the job: not of who sends it, and when."""
+    manifest = json.loads(files.get(MANIFEST, b"{}"))
+    kept = {key: value for key, value in manifest.items() if key not in (VERSIONS, SUBMISSION)}
+    files = {**files, MANIFEST: json.dumps(kept).encode()}
     hashes = [(path, hashlib.sha256(content).hexdigest()) for path, content in files.items()]
     return hashlib.sha256(json.dumps(sorted(hashes)).encode()).hexdigest()[:16]
 

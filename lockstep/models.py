@@ -45,6 +45,15 @@ def recorded(registry: Registry, reference: str) -> Version:
     return registry.version(wanted.name, wanted.number)
 
 
+def names_version(text: str) -> bool:
+    """Whether a text is to be looked up in a registry: a reference, where no such path exists."""
+    return _has_form(text) and not Path(text).exists()
+
+
+def _has_form(text: str) -> bool:
+    return is_reference(text) and not text.lower().endswith(_FILES)
+
+
 def registered(text: str) -> Version | None:
     """The version that a text names; None where it is the path of a model.
 
@@ -55,7 +64,7 @@ def registered(text: str) -> Version | None:
         RegistryError: It has the form of a reference, and there is no such version.
     """
     path = Path(text)
-    if not is_reference(text) or text.lower().endswith(_FILES):
+    if not _has_form(text):
         return None
     if not path.exists():
         try:

@@ -33,8 +33,8 @@ def look_for_news(pipeline: Pipeline, champion: Version | None, seen: Found | No
         seen: What the champion's run found, if a run of this pipeline made it.
 
     Returns:
-        `is_new`, `reason`, `files` (an inventory), `new` (paths), and `newest_us` and `before_us`,
-        the newest moments now and then, with a time column.
+        `is_new`, `reason`, `files` and `held_out` (inventories), `new` (paths), and `newest_us` and
+        `before_us`, the newest moments now and then, with a time column.
 
     Raises:
         DataError: There are no files, or they hold no times.
@@ -42,7 +42,8 @@ def look_for_news(pipeline: Pipeline, champion: Version | None, seen: Found | No
     """
     data = pipeline.data
     before, before_us = _watermark(champion, seen)
-    files = files_now(pipeline, before)
+    held_out = held_out_files(pipeline, read_inventory((seen or {}).get("held_out", {})))
+    files = {p: i for p, i in _files_there(pipeline, before).items() if p not in held_out}
     new = new_files(files, before)
     newest_us = None
     if data.time_column is not None:
@@ -58,6 +59,7 @@ def look_for_news(pipeline: Pipeline, champion: Version | None, seen: Found | No
         "is_new": is_new,
         "reason": reason,
         "files": inventory_record(files),
+        "held_out": inventory_record(held_out),
         "new": new,
         "newest_us": newest_us,
         "before_us": before_us,
@@ -66,19 +68,24 @@ def look_for_news(pipeline: Pipeline, champion: Version | None, seen: Found | No
 
 def files_now(pipeline: Pipeline, known: Inventory) -> dict[str, Identity]:
     """All files of rows that train or judge, but for those that are held out."""
+    held_out = held_out_files(pipeline)
+    return {p: i for p, i in _files_there(pipeline, known).items() if p not in held_out}
+
+
+def _files_there(pipeline: Pipeline, known: Inventory) -> dict[str, Identity]:
     data, job = pipeline.data, pipeline.job
     is_hashed = data.identity == "hash"
-    files = take_inventory("data.files", data.files or job.data.train, job.data, is_hashed, known)
-    held_out = held_out_files(pipeline)
-    return {path: identity for path, identity in files.items() if path not in held_out}
+    return take_inventory("data.files", data.files or job.data.train, job.data, is_hashed, known)
 
 
-def held_out_files(pipeline: Pipeline) -> list[str]:
-    """Files that never train."""
+def held_out_files(pipeline: Pipeline, known: Inventory | None = None) -> dict[str, Identity]:
+    """Files that never train; with `known`, an earlier inventory, by the pipeline's identity."""
     data, job = pipeline.data, pipeline.job
     if data.evaluation.files is None:
-        return []
-    return list(take_inventory("data.evaluation.files", data.evaluation.files, job.data, False, {}))
+        return {}
+    is_hashed = known is not None and data.identity == "hash"
+    paths = data.evaluation.files
+    return take_inventory("data.evaluation.files", paths, job.data, is_hashed, known or {})
 
 
 def roles_of_files(pipeline: Pipeline, found: Found) -> tuple[list[str], list[str]]:
@@ -87,7 +94,7 @@ def roles_of_files(pipeline: Pipeline, found: Found) -> tuple[list[str], list[st
     files = list(found["files"])
     judging, training = files, files
     if data.evaluation.files is not None:
-        judging = held_out_files(pipeline)
+        judging = list(held_out_files(pipeline))
     elif data.evaluation.newest_files is not None:
         count = data.evaluation.newest_files
         judging, training = files[-count:], files[:-count]
@@ -96,6 +103,11 @@ def roles_of_files(pipeline: Pipeline, found: Found) -> tuple[list[str], list[st
     if data.train_on == "new" and found["champion"] is not None and data.time_column is None:
         new = set(found["new"])
         training = [path for path in training if path in new]
+        if not training:
+            raise DataError(
+                "data.train_on: new, but no file is new; at least one has to train. Add files, or "
+                "set data.train_on to all."
+            )
     if not training:
         raise DataError(
             f"data: {len(files)} file(s) are there, and all of them judge; at least one has to "

@@ -9,6 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from registry.leases import Heartbeat, Leases, is_dead, this_process
 from registry.pipelines import PipelineStore, Result
 from registry.references import check_name
 from registry.store import Registry
-from trainer.metric_names import metric_names
+from trainer.metric_names import is_more_better, kinds_of_metrics, metric_names
 from trainer.retrain import Course, Outcome
 
 _UNREPEATED = {"schedule", "on_success", "on_failure", "lease_s", "job"}
@@ -101,41 +102,50 @@ def retrain(
         EnvironmentFailure: Machines, processes or storage failed; the next call goes on.
     """
     loaded = load_pipeline(pipeline, overrides)
-    check_name(loaded.model_name)
-    check_metrics(loaded)
     options = options or RetrainOptions()
     listener = listener or SilentRetrainListener()
-    database = Database()
-    leases = Leases(database)
-    store = PipelineStore(database, leases)
     run_ids: list[str] = []
     try:
-        lease = leases.acquire(f"pipeline {loaded.name}", this_process(), loaded.lease_s, is_dead)
-        with Heartbeat(leases, lease) as heartbeat:
-            context = StepContext(
-                loaded,
-                pipeline_digest(loaded),
-                store,
-                Registry(database),
-                heartbeat,
-                listener,
-                options.is_forced,
-                options.address,
-                options.is_verbose,
-            )
-
-            def steps_of(run_id: str) -> PipelineSteps:
-                run_ids[:] = [run_id]
-                return PipelineSteps(context, run_id)
-
-            course = Course(loaded.name, context.digest, store, heartbeat, time.time)
-            outcome = course.run(_new_run_id(), steps_of, listener, options.is_fresh)
+        check_name(loaded.model_name)
+        check_metrics(loaded)
+        with closing(Database()) as database:
+            outcome = _run_steps(loaded, database, options, listener, run_ids)
     except Exception as error:
         _tell_failure(loaded, error, run_ids, listener)
         raise
-    finally:
-        database.close()
     return _result(loaded, outcome)
+
+
+def _run_steps(
+    loaded: Pipeline,
+    database: Database,
+    options: RetrainOptions,
+    listener: RetrainListener,
+    run_ids: list[str],
+) -> Outcome:
+    """Go through the steps under the pipeline's lease; `run_ids` receives the run's id."""
+    leases = Leases(database)
+    store = PipelineStore(database, leases)
+    lease = leases.acquire(f"pipeline {loaded.name}", this_process(), loaded.lease_s, is_dead)
+    with Heartbeat(leases, lease) as heartbeat:
+        context = StepContext(
+            loaded,
+            pipeline_digest(loaded),
+            store,
+            Registry(database),
+            heartbeat,
+            listener,
+            options.is_forced,
+            options.address,
+            options.is_verbose,
+        )
+
+        def steps_of(run_id: str) -> PipelineSteps:
+            run_ids[:] = [run_id]
+            return PipelineSteps(context, run_id)
+
+        course = Course(loaded.name, context.digest, store, heartbeat, time.time)
+        return course.run(_new_run_id(), steps_of, listener, options.is_fresh)
 
 
 def pipeline_digest(pipeline: Pipeline) -> str:
@@ -169,6 +179,16 @@ def check_metrics(pipeline: Pipeline) -> None:
             raise UserError(
                 f"gate names the metric {name!r}; the job computes {', '.join(known)}."
                 f"{did_you_mean(name, known)} Add it to job.compile.metrics, or name another one."
+            )
+    kinds = kinds_of_metrics(compiled)
+    for check in pipeline.gate.comparisons:
+        kind = kinds.get(check.metric, check.metric)
+        if check.mode == "auto" and is_more_better(kind) != is_more_better(check.metric):
+            more = "more" if is_more_better(kind) else "less"
+            raise UserError(
+                f"gate.no_worse_than_champion names {check.metric!r}, which is a {kind}: of that "
+                f"{more} is better, and its name does not tell. Set mode: min (less is better) or "
+                "mode: max."
             )
 
 

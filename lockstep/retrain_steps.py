@@ -12,7 +12,6 @@ folder, training goes on from its checkpoints, a version is registered by the ru
 """
 
 import contextlib
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from data_pipeline.inventory import file_sha256, read_inventory
 from lockstep import api
 from lockstep.follow import Listener
 from lockstep.hold_trial import ROWS, evidence_of, has_own_code, hold_trial, input_columns
+from lockstep.pipeline_past import digest_of, inputs_of, judged_already, seen_by
 from lockstep.pipeline_rows import files_now, look_for_news, roles_of_files, rules_for_rows
 from lockstep.registration import code_state
 from lockstep.train_once import train_once
@@ -107,10 +107,11 @@ class PipelineSteps:
     def discover(self, done: Done) -> Result:
         """Files now, against those that the champion's run saw."""
         champion = self._champion()
-        found = look_for_news(self._pipeline, champion, self._seen_by(champion))
+        store, pipeline = self._context.store, self._pipeline
+        found = look_for_news(pipeline, champion, seen_by(store, pipeline, champion))
         number = None if champion is None else champion.number
-        inputs = _digest([self._context.digest, number, found["files"]])
-        if found["is_new"] and (earlier := self._same_inputs(inputs)):
+        found |= inputs_of(pipeline, self._context.digest, number, found)
+        if found["is_new"] and (earlier := judged_already(store, pipeline, found)):
             found |= {"is_new": False, "reason": earlier}
         if not found["is_new"] and self._context.is_forced:
             found |= {"is_new": True, "reason": f"forced, although {found['reason']}"}
@@ -119,7 +120,6 @@ class PipelineSteps:
             **found,
             "champion": number,
             "champion_digest": digest,
-            "inputs": inputs,
             "folder": str(self._folder),
         }
 
@@ -203,6 +203,7 @@ class PipelineSteps:
         artifact = Path(done["train"]["artifact"])
         lineage = json.loads((artifact / "manifest.json").read_text())["lineage"]
         found, decided = done["discover"], done["decide"]
+        parent = found["champion"] if self._pipeline.start_from == "champion" else None
         verdict = "passed" if decided["is_passed"] else "refused"
         version = registry.register(
             name,
@@ -217,11 +218,11 @@ class PipelineSteps:
                     "newest_us": found["newest_us"],
                 },
                 "evaluation": done["prepare"]["rows"]["evaluation_sha256"],
-                "gate": {"is_passed": decided["is_passed"], "reasons": decided["reasons"]},
+                "gate": {**decided, "champion": found["champion"]},
             },
             description=_described(decided["reasons"]),
             tags={"pipeline": self._pipeline.name, "gate": verdict},
-            parent=found["champion"],
+            parent=parent,
             key=f"pipeline/{self._pipeline.name}/{self._run_id}",
         )
         leases, lease = self._context.heartbeat.leases, self._context.heartbeat.lease
@@ -240,7 +241,9 @@ class PipelineSteps:
         decided, found = done["decide"], done["discover"]
         if not decided["is_passed"]:
             return {"decision": "kept", "reasons": decided["reasons"]}
+        registry = self._context.registry
         name, number = self._pipeline.model_name, done["register"]["version"]
+        registry.require_intact(registry.version(name, number))
         if found["champion"] is None:
             reason = f"{name}/{number} is the first champion"
         else:
@@ -248,7 +251,7 @@ class PipelineSteps:
         checks = sum(check["is_passed"] is True for check in decided["checks"])
         result = {"decision": "promoted", "reasons": [f"{reason}: it passed {checks} checks."]}
         try:
-            self._context.registry.set_alias(
+            registry.set_alias(
                 name,
                 CHAMPION,
                 number,
@@ -278,6 +281,7 @@ class PipelineSteps:
             "wall_s": done["train"]["wall_s"],
             "run_folder": done["train"]["run_folder"],
         }
+        self._folder.mkdir(parents=True, exist_ok=True)  # it may be gone: nothing else needs it
         write_json(self._folder / "decision.json", record)
         path = write_retrain_report(self._folder)
         shutil.rmtree(self._folder / "rows" / "train", ignore_errors=True)
@@ -334,28 +338,6 @@ class PipelineSteps:
     def _artifact_of(self, version: Version) -> Path:
         return self._context.registry.fetch(version)
 
-    def _seen_by(self, champion: Version | None) -> Result | None:
-        """What the champion's run found, if it was one of this pipeline."""
-        origin = {} if champion is None else champion.lineage.get("pipeline") or {}
-        if origin.get("name") != self._pipeline.name:
-            return None
-        return self._context.store.result(origin["run_id"], "discover")
-
-    def _same_inputs(self, inputs: str) -> str:
-        """What the last decision on the very same files and champion was, or nothing."""
-        for run in self._context.store.runs(self._pipeline.name, "done"):
-            if run.decision == "nothing_new":
-                continue
-            found = self._context.store.result(run.run_id, "discover") or {}
-            if found.get("inputs") != inputs or run.decision != "kept":
-                return ""
-            said = run.said.partition("\n")[0]
-            return (
-                f"nothing new: run {run.run_id} judged the same files and kept the champion "
-                f"({said})"
-            )
-        return ""
-
     def _settled(
         self, job: Job, train: str | Sequence[str], evaluation: str, champion: Version | None
     ) -> Job:
@@ -390,12 +372,8 @@ def _listed(files: dict[str, Any]) -> dict[str, Any]:
     """The files, or of many their number and digest: a lineage is read whenever it is listed."""
     if len(files) <= _FILES_LISTED:
         return files
-    return {"count": len(files), "sha256": _digest(files)}
+    return {"count": len(files), "sha256": digest_of(files)}
 
 
 def _described(reasons: Sequence[str]) -> str:
     return "passed the gate" if not reasons else f"refused: {reasons[0]}"
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -96,6 +96,7 @@ def sentence_of(event: dict[str, Any]) -> str:
     said = {
         "at_work": "at work as process {pid}, {schedules} schedules",
         "waiting": "a scheduler on {host} was at work; waiting {lease_s} s whether it still is",
+        "stopped": "stopped while another scheduler was at work",
         "refused": "not taken" + after,
         "database": "the database failed, trying again" + after,
         "due": f"{name}: due{planned}{missed}",

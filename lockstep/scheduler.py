@@ -112,7 +112,7 @@ class Scheduler:
             DatabaseFailure: The database failed; runs were ended.
         """
         with self.at_work():
-            failed = self._settle()
+            failed = 0 if self._stops else self._settle()
             while self._runs.count and not self._stops:
                 self._bell.wait(_POLL_S)
                 failed += self._settle(is_deciding=False)
@@ -120,7 +120,10 @@ class Scheduler:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Hold the lease while the block runs; then end all runs, and give the lease back."""
+        """Hold the lease while the block runs; then end all runs, and give the lease back.
+
+        Where `stop` came while another one held it, the block runs without.
+        """
         self._claim()
         try:
             yield
@@ -161,6 +164,9 @@ class Scheduler:
             if now is not None and now != other:
                 raise _already_at_work(now)
             other = now
+        if other is not None:
+            self._say({"event": "stopped"})
+            return
         self._say({"event": "at_work", "pid": self._me.pid, "schedules": len(self._schedules)})
 
     @property
@@ -208,14 +214,13 @@ class Scheduler:
                 *(schedule.jitter_s, schedule.overlap, now),
             )
             old = records.get(name)
-            if old is not None and old.is_active and _is_due_alike(old, record):
+            if old is not None and _is_due_alike(old, record):
                 record = replace(record, looked_until=old.looked_until)
             if record != old:
                 round_.put(record)
             records[name] = record
         for name, record in records.items():
-            is_gone = name not in self._files.pipelines and not Path(record.pipeline).exists()
-            if is_gone and record.is_active:
+            if record.is_active and name not in self._files.pipelines:
                 round_.put(replace(record, is_active=False))
         return records
 

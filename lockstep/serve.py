@@ -8,8 +8,9 @@ import json
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,8 @@ from registry.errors import RegistryError
 from registry.store import Registry
 from serving import deployment
 from serving.accounts import Accounts
-from serving.assembly import Settings
+from serving.assembly import Settings, ending_file
+from serving.dispatching import actors_within
 from serving.errors import AccountError
 from serving.haproxy import FrontProxy
 
@@ -63,6 +65,8 @@ class Running:
 def running(settings: Settings, say: Say) -> Iterator[Running]:
     """The service, for the time of a `with` block; ends with requests under way answered.
 
+    Before the end /readyz answers 503 for `unready_s`, while requests are still taken.
+
     SIGTERM and SIGINT end `wait`. The environment of `serving.haproxy` must be set already.
 
     Raises:
@@ -77,10 +81,12 @@ def running(settings: Settings, say: Say) -> Iterator[Running]:
 
     before = {name: signal.signal(name, ask) for name in (signal.SIGTERM, signal.SIGINT)}
     replicas = config.max_replicas or config.replicas
+    ending = ending_file(settings)
     try:
+        ending.unlink(missing_ok=True)  # of a service that was killed
         # Counts of an earlier service would be added to those of this one's processes.
         shutil.rmtree(Path(settings.folder) / "metrics", ignore_errors=True)
-        with session(Need(replicas, 1, 0)):
+        with session(Need(replicas + actors_within(config), 1, 0)):
             for name in before:
                 signal.signal(name, ask)  # Ray takes SIGTERM for itself when it starts
             try:
@@ -93,9 +99,12 @@ def running(settings: Settings, say: Say) -> Iterator[Running]:
             try:
                 yield Running(front.url, lambda: _wait(asked))
             finally:
+                ending.touch()
                 say("ending: requests under way are answered")
+                time.sleep(config.unready_s)
                 deployment.stop()
     finally:
+        ending.unlink(missing_ok=True)
         for name, handler in before.items():
             signal.signal(name, handler)
 
@@ -179,7 +188,8 @@ def _train_demo(say: Say) -> Path:
 
 def _demo_key(accounts: Accounts) -> str:
     who = "lockstep serve --demo"
-    try:
-        return accounts.add(DEMO_USER, who=who)
-    except AccountError:
-        return accounts.rotate(DEMO_USER, who=who)
+    for name in (DEMO_USER, *(f"{DEMO_USER}-{number}" for number in range(2, 1_000))):
+        for key_of in (accounts.add, accounts.rotate):  # neither: a removed user's name stays taken
+            with suppress(AccountError):
+                return key_of(name, who=who)
+    raise AccountError(f"{DEMO_USER} and all its numbered names were removed; add another user.")

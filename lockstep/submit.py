@@ -24,9 +24,12 @@ from cluster.submit import Packed
 from configs.errors import UserError
 from configs.load import dump_job, load_job
 from configs.schema import Job
+from lockstep.models import names_version
 
 MANIFEST = "lockstep-run.json"
 JOB_FILE = "job.yaml"
+VERSIONS, SUBMISSION = "versions", "submission"
+"""Keys of the manifest that do not belong to the job: who sent it with what, and which time."""
 ENTRYPOINT = "exec python -P -m lockstep.remote"
 
 _OWN = ("lockstep", "configs", "data_pipeline", "cluster", "registry", "trainer", "serving")
@@ -45,11 +48,16 @@ class SubmitOptions:
         cluster_dir: What relative paths of the job are relative to, on the cluster; None: this
             folder, by its absolute path.
         secrets: Names of environment variables that the run needs and nobody else may see.
+        is_any_version: Whether it runs although versions there differ from those here.
+        is_reproducible: Whether the same job is sent as the same bytes, whoever sends it and when:
+            for manifests that are kept. The image then decides about versions.
     """
 
     run_id: str | None = None
     cluster_dir: str | None = None
     secrets: Sequence[str] = ()
+    is_any_version: bool = False
+    is_reproducible: bool = False
 
 
 @contextmanager
@@ -69,7 +77,7 @@ def packing(job: Job, options: SubmitOptions) -> Iterator[Packed]:
     hidden = _secrets(options.secrets)
     folder = Path(tempfile.mkdtemp(prefix="lockstep-submit-"))
     try:
-        yield _pack(job, run_id, options.cluster_dir, hidden, folder)
+        yield _pack(job, run_id, options, hidden, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -133,11 +141,11 @@ def _secrets(names: Sequence[str]) -> dict[str, str]:
 
 
 def _pack(
-    job: Job, run_id: str, cluster_dir: str | None, hidden: dict[str, str], folder: Path
+    job: Job, run_id: str, options: SubmitOptions, hidden: dict[str, str], folder: Path
 ) -> Packed:
     code = _Code(Path.cwd())
     values = _renamed(job.model_dump(), code.place)
-    there = cluster_dir or str(Path.cwd())
+    there = options.cluster_dir or str(Path.cwd())
     inputs, outputs = _move_paths(values, there)
     moved = load_job(values)
     run_folder = f"{moved.runs_dir}/{job.name}/{run_id}"
@@ -145,8 +153,13 @@ def _pack(
     for name, source in code.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / name)
-    manifest = {"run_id": run_id, "run_folder": run_folder, "secrets": sorted(hidden)}
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "versions": versions()}, indent=2))
+    manifest: dict[str, Any] = {"run_id": run_id, "run_folder": run_folder}
+    manifest["secrets"] = sorted(hidden)
+    if not options.is_reproducible:
+        manifest[SUBMISSION] = randomness.token_hex(8)
+        if not options.is_any_version:
+            manifest[VERSIONS] = versions()
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
     _check_content(folder, hidden)
     cluster = job.cluster
     return Packed(
@@ -214,7 +227,8 @@ def _move_paths(values: dict[str, Any], there: str) -> tuple[dict[str, list[str]
     for role in ("train", "validation", "test"):
         move(data, role, f"data.{role}")
     move(data["images"], "labels", "data.images.labels")
-    move(values["model"], "file", "model.file")
+    if not names_version(values["model"]["file"] or ""):  # the cluster's registry knows it
+        move(values["model"], "file", "model.file")
     move(data, "ingest_dir", "data.ingest_dir", is_output=True)
     move(values["checkpoint"], "uri", "checkpoint.uri", is_output=True)
     move(values, "runs_dir", "runs_dir", is_output=True)

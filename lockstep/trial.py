@@ -18,9 +18,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import tensorflow as tf
 
 from configs.errors import LockstepError
 from lockstep.hold_trial import ANSWER, REQUEST, ROWS
+from serving.errors import ModelFileError
+from serving.evaluation import reason_of
 from serving.predictor import Predictor, load_predictor
 from serving.row_values import JudgedRows, first_difference, judge_rows
 from trainer.files import write_json
@@ -53,8 +56,14 @@ def answer_to(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     artifact = Path(request["candidate"])
     predictor = _loaded(artifact, request["has_own_code"])
-    latency = _latency(predictor, request["evaluation"])
-    ours = judge_rows(predictor, request["evaluation"], request["slice_rows"])
+    try:
+        latency = _latency(predictor, request["evaluation"])
+        ours = judge_rows(predictor, request["evaluation"], request["slice_rows"])
+    except tf.errors.OpError as error:
+        raise ModelFileError(
+            f"the candidate cannot be evaluated on these rows: {reason_of(error)} Let rows judge "
+            "that hold nothing that its layers and its loss cannot know, such as a class more."
+        ) from error
     answer: dict[str, Any] = {
         "candidate": {"metrics": ours.metrics, "slices": ours.slices},
         "champion": None,
@@ -76,9 +85,10 @@ def answer_to(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             theirs = _champion(request, predictor)
             answer["champion"] = {"metrics": theirs.metrics, "slices": theirs.slices}
             arrays |= {f"champion/{name}": row.values for name, row in theirs.rows.items()}
-        except LockstepError as error:
+        except (LockstepError, tf.errors.OpError) as error:
+            reason = reason_of(error) if isinstance(error, tf.errors.OpError) else error
             answer["champion_problem"] = (
-                f"{request['champion_name']} cannot be evaluated on these rows: {error}"
+                f"{request['champion_name']} cannot be evaluated on these rows: {reason}"
             )
     return answer, arrays
 
@@ -150,7 +160,7 @@ def _smoke(
             continue
         try:
             theirs = load_predictor(artifact / name).predict(columns)
-        except LockstepError as error:
+        except (LockstepError, tf.errors.OpError) as error:
             if not request["has_own_code"]:
                 problems.append(f"{name} cannot be served: {error}")
             continue

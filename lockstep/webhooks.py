@@ -5,7 +5,6 @@ they nor the path of an address reach a message.
 """
 
 import http.client
-import json
 import os
 import time
 import urllib.error
@@ -15,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from configs.pipeline import WebhookConfig
+from lockstep.finite import dump_finite
 
 _FIRST_WAIT_S = 1.0
 _ANSWER_BYTES = 65_536
@@ -26,7 +26,7 @@ def post_webhook(
     environment: Mapping[str, str] = os.environ,
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
-    """Post a JSON object; returns what went wrong, or nothing.
+    """Post a JSON object, null for what JSON cannot say; returns what went wrong, or nothing.
 
     Blocks for at most `attempts` time-outs and the waits between them. An answer of 4xx, but for
     408 and 429, is not asked for again. The receiver may see the same object more than once.
@@ -49,7 +49,7 @@ def post_webhook(
         return "no webhook was called: its URL is none of http:// or https://."
     headers = {"Content-Type": "application/json", "User-Agent": "lockstep"}
     headers |= {name: environment[variable] for name, variable in hook.headers_from.items()}
-    data = json.dumps(body, default=str).encode()
+    data = dump_finite(body, default=str).encode()
     problem = ""
     for attempt in range(hook.attempts):
         if attempt:

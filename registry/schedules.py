@@ -15,7 +15,7 @@ A tick's outcome, and what may follow it:
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -84,7 +84,7 @@ class ScheduleRecord:
         jitter_s: How late a run may start.
         overlap: `skip` or `queue`.
         looked_until: Up to when its ticks are decided, seconds since 1970.
-        is_active: Whether the newest scheduler knew it.
+        is_active: Whether the newest scheduler looks after it.
     """
 
     name: str
@@ -183,13 +183,12 @@ class Round:
 
     def decided(self, schedule: str) -> Callable[[int], bool]:
         """Tells whether a tick of a schedule, not one by hand, is on record."""
+        return lambda planned_at: self.has(TickRecord(schedule, planned_at))
 
-        def is_decided(planned_at: int) -> bool:
-            row = _row_of(TickRecord(schedule, planned_at))
-            query = sa.select(sa.literal(1)).select_from(_TICKS).where(row)
-            return self._connection.execute(query).first() is not None
-
-        return is_decided
+    def has(self, tick: TickRecord) -> bool:
+        """Whether a tick of this schedule, moment and kind is on record."""
+        query = sa.select(sa.literal(1)).select_from(_TICKS).where(_row_of(tick))
+        return self._connection.execute(query).first() is not None
 
     def looked(self, schedule: str, now: float) -> None:
         """All that was due until now is decided."""
@@ -275,11 +274,16 @@ class Schedules:
             yield Round(connection)
 
     def ask(self, tick: TickRecord) -> bool:
-        """Ask for a run by hand; returns False where one waits already. Any process may."""
+        """Ask for a run by hand; returns False where one waits already. Any process may.
+
+        Two of a schedule in one second are told apart by the next second that is free.
+        """
         with self._database.writing(_COMPONENT.name) as connection:
             round_ = Round(connection)
             if any(each.outcome == "queued" for each in round_.open_ticks(tick.schedule)):
                 return False
+            while round_.has(tick):
+                tick = replace(tick, planned_at=tick.planned_at + 1)
             round_.add(tick)
             return True
 

@@ -296,6 +296,20 @@ class Registry:
         place = place_of(version.artifact)
         return artifacts.damage(place, version.digest, version.manifest_sha256)
 
+    def require_intact(self, version: Version) -> None:
+        """Refuse a version whose files are not what was registered, all of them hashed.
+
+        Raises:
+            ArtifactFailure: They differ, or storage does not answer.
+        """
+        wrong = self.verify(version)
+        if wrong:
+            raise ArtifactFailure(
+                f"{version} is not what was registered: {'; '.join(wrong[:5])} in "
+                f"{version.artifact}. Nothing was promoted; restore the files from a copy, or "
+                "promote another version."
+            )
+
     def fetch(self, version: Version) -> Path:
         """A local folder with the artifact, every file checked; not to be written to.
 

@@ -197,7 +197,8 @@ class Accounts:
             The key, which is kept nowhere.
 
         Raises:
-            AccountError: The name is taken or not allowed, or the weight or a quota is not.
+            AccountError: The name is taken, was taken before, or is not allowed, or the weight or
+                a quota is not.
         """
         quotas = quotas or Quotas()
         check_account(user, role, weight, quotas)
@@ -206,6 +207,12 @@ class Accounts:
                 raise AccountError(
                     f"there is a user {user!r} already; a new name is allowed. Choose another, or "
                     f"give {user!r} a new key: lockstep users rotate {user}."
+                )
+            removed = (AUDIT.c.action == "remove") & (AUDIT.c.subject == user)
+            if connection.execute(sa.select(AUDIT.c.sequence).where(removed)).first():
+                raise AccountError(
+                    f"there was a user {user!r}, whose files and jobs would be seen by a new one; "
+                    "a name that nobody had is allowed. Choose another."
                 )
             connection.execute(
                 USERS.insert().values(
@@ -260,6 +267,8 @@ class Accounts:
 
     def remove(self, user: str, *, who: str) -> None:
         """Take a user away with keys, grants and allowed inputs; the audit stays.
+
+        The name is never given again, as files and jobs are kept by it.
 
         Raises:
             AccountError: There is no such user.

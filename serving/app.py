@@ -84,8 +84,8 @@ def _operation_router(services: Services) -> APIRouter:
 
     @router.get("/readyz", response_class=Response)
     async def readyz() -> Response:
-        """Whether requests are taken; 503 before the registry was read and while draining."""
-        is_ready = services.engine.is_ready and not services.is_draining
+        """Whether requests should come; 503 before the registry was read and before the end."""
+        is_ready = services.is_ready
         return _json({"ready": is_ready}, 200 if is_ready else 503)
 
     @router.get("/metrics", response_class=Response)

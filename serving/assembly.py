@@ -26,6 +26,7 @@ from serving.batch_process import ProcessConfig
 from serving.batch_routes import batch_routers
 from serving.batch_store import BatchStore
 from serving.batches import BatchService
+from serving.body_memory import BodyMemory
 from serving.engine import Engine, EngineLimits
 from serving.errors import RequestError
 from serving.lane import LaneLimits
@@ -36,6 +37,7 @@ from serving.service import ServiceLimits, Services
 
 _LOG = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 1.0
+_KIND = "online-"  # of this process, among those that leave numbers
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ def settings_for(config: ServiceConfig) -> Settings:
     return Settings(config, str(folder.absolute()), importlib.metadata.version("lockstep"))
 
 
+def ending_file(settings: Settings) -> Path:
+    """The file that tells all processes of the service that it is about to end."""
+    return Path(settings.folder) / "ending"
+
+
 def home() -> Path:
     """Where everything is that was not told another place."""
     return Path(os.environ.get("LOCKSTEP_HOME") or Path.home() / ".lockstep")
@@ -90,6 +97,8 @@ def batch_config(settings: Settings) -> ProcessConfig:
         runner={"max_predictors": most},
         models_bytes=config.model_memory_bytes,
         log_file=str(folder / "logs" / "predictors.log"),
+        pool=config.predictor_pool,
+        gpus=config.predictor_gpus,
     )
 
 
@@ -104,7 +113,7 @@ def build_services(settings: Settings) -> Services:
     database = Database(config.database)
     registry = Registry(database, config.artifacts)
     accounts = Accounts(database)
-    metrics = Metrics(folder / "metrics")
+    metrics = Metrics(folder / "metrics", f"{_KIND}{os.getpid()}-{os.urandom(4).hex()}")
     limits = EngineLimits(
         config.model_memory_bytes,
         config.poll_s,
@@ -119,7 +128,7 @@ def build_services(settings: Settings) -> Services:
         accounts=accounts,
         engine=Engine(registry, limits, metrics),
         meter=RowMeter(accounts),
-        rates=RequestRates(config.max_replicas or config.replicas),
+        rates=RequestRates(config.replicas),  # until they were counted
         metrics=metrics,
         log=RequestLog(folder / "logs" / f"requests-{os.getpid()}.jsonl"),
         limits=ServiceLimits(
@@ -131,9 +140,11 @@ def build_services(settings: Settings) -> Services:
             config.max_timeout_s,
             config.is_metrics_public,
         ),
+        bodies=BodyMemory(config.max_bodies_bytes, config.max_user_bodies_bytes),
         batches=batches,
         batch_routers=batch_routers,
         version=settings.version,
+        ending=ending_file(settings),
     )
 
 
@@ -145,6 +156,8 @@ async def at_work(services: Services, preload: tuple[str, ...] = ()) -> AsyncIte
         DatabaseFailure: The registry cannot be read.
     """
     await services.engine.start()
+    with contextlib.suppress(OSError):  # said again every second, then with a warning
+        services.metrics.save()
     for name in preload:
         try:
             await services.engine.model(name, services.engine.number_of(name))
@@ -175,6 +188,7 @@ async def _keep_house(services: Services) -> None:
 async def _settle(services: Services) -> None:
     services.log.flush()
     services.metrics.save()
+    services.rates.share_among(services.metrics.processes(_KIND))
     await services.meter.settle()
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from data_pipeline.csv_text import MISSING
 from data_pipeline.tables import Wanted
 from serving.batch_rows import RowSource, csv_by_lines, grouped_text, parsed_csv
 from serving.errors import BatchError
+from serving.line_rows import fits_int64, parsed_line
 from serving.locations import opened
 from serving.row_errors import Marks
 from serving.shards import Shard, header_of
@@ -141,12 +141,14 @@ def _line_types(text: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in text.split(b"\n"):
         try:
-            row: Any = json.loads(line) if line.strip() else None
-        except (UnicodeDecodeError, ValueError, RecursionError):
+            row: Any = parsed_line(line) if line.strip() else None
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             for name, value in row.items():
                 kind = "" if value is None else kinds.get(type(value), "json")
+                if kind == "int64" and not fits_int64(value):
+                    kind = "json"
                 found[name] = _common(found.get(name, ""), kind)
     return found
 

@@ -12,7 +12,8 @@ from importlib import metadata
 from typing import Any
 
 from configs.errors import EnvironmentFailure, UserError
-from data_pipeline import storage
+from registry.errors import DatabaseFailure
+from serving import output_folder
 from serving.batch_output import (
     PartFile,
     commit_file,
@@ -23,11 +24,14 @@ from serving.batch_output import (
 )
 from serving.batch_store import BatchStore
 from serving.batch_tables import ACTIVE, Job, StoredFile, StoredShard
+from serving.errors import OwnershipLost
 from serving.shard_leases import ShardLeases, files_of
 
 _PACKAGES = ("lockstep", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "numpy")
 _CONCATENATED = ("csv", "ndjson", "openai")
 STORAGE_ERRORS = (OSError, EnvironmentFailure, UserError)
+FATAL = (OwnershipLost, DatabaseFailure)
+"""What ends an ownership; all else is the matter of one job. Caught before STORAGE_ERRORS."""
 
 
 class Committer:
@@ -83,7 +87,7 @@ class Committer:
         sizes = {
             f"{name}/{entry.name}": entry.size_bytes
             for name in ("parts", "errors")
-            for entry in storage.list_folder(f"{job.folder}/{name}")
+            for entry in output_folder.list_folder(job.folder, name)
         }
         for shard in self._store.shards(job.id, "reported", "done"):
             self._keep()
@@ -135,9 +139,9 @@ class Committer:
     def _recovered(self, job: Job, file: PartFile, epoch: int) -> bool:
         """Whether a reported file has its own name, or could be given it."""
         wanted = (file.size_bytes, file.sha256)
-        if file_digest(f"{job.folder}/{file.name}") == wanted:
+        if file_digest(job.folder, file.name) == wanted:
             return True
-        if file_digest(f"{job.folder}/{file.attempt(epoch)}") != wanted:
+        if file_digest(job.folder, file.attempt(epoch)) != wanted:
             return False
         commit_file(job.folder, file, epoch)
         return True

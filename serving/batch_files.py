@@ -1,6 +1,7 @@
 """Files of users: uploads, kept whole until their time is over, and the outputs of jobs."""
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline import storage
+from serving import output_folder
 from serving.account_types import Account
 from serving.batch_plan import FORMATS
 from serving.batch_store import BatchStore, new_id
@@ -16,6 +18,7 @@ from serving.batch_wire import DAY_S
 from serving.errors import BatchError, QuotaExceeded
 from serving.shard_leases import files_of
 
+_LOG = logging.getLogger(__name__)
 _BLOCK_BYTES = 2**20
 
 
@@ -140,6 +143,8 @@ class BatchFiles:
         """Own files, newest first, and whether there are more."""
         if after is not None:
             self.one(account, after)
+        if purpose not in (None, "batch", "batch_output"):
+            return [], False
         found = self._store.files(account.user, purpose, after, limit + 1)
         return found[:limit], len(found) > limit
 
@@ -153,12 +158,12 @@ class BatchFiles:
             raise not_found("file", name)
         is_errors = name == job.error_file
         parts = [
-            f"{job.folder}/{part.name}"
+            part.name
             for shard in self._store.shards(job.id, "done")
             for part in files_of(shard)
             if part.is_errors == is_errors
         ]
-        return (block for part in parts for block in blocks_of_file(part))
+        return (block for part in parts for block in blocks_of_output(job.folder, part))
 
     def delete(self, account: Account, name: str) -> None:
         """Remove a file of the user's own. Jobs that still read it fail."""
@@ -168,11 +173,15 @@ class BatchFiles:
             Path(file.path).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove files whose time is over."""
+        """Remove files whose time is over; those that cannot be, another time."""
         for file in self._store.expired_files(self._clock()):
+            try:
+                if file.path:
+                    Path(file.path).unlink(missing_ok=True)
+            except OSError as error:
+                _LOG.warning("%s cannot be removed: %s", file.id, error)
+                continue
             self._store.remove_file(file.id)
-            if file.path:
-                Path(file.path).unlink(missing_ok=True)
 
 
 def _checked_suffix(name: str, purpose: str) -> str:
@@ -207,5 +216,12 @@ def not_found(kind: str, name: str) -> BatchError:
 def blocks_of_file(path: str) -> Iterator[bytes]:
     """The bytes of a file or object, some at a time."""
     with storage.open_file(path) as file:
+        while block := file.read(_BLOCK_BYTES):
+            yield bytes(block)
+
+
+def blocks_of_output(folder: str, name: str) -> Iterator[bytes]:
+    """The bytes of a file of an output, some at a time. Raises as `output_folder.opened`."""
+    with output_folder.opened(folder, name) as file:
         while block := file.read(_BLOCK_BYTES):
             yield bytes(block)

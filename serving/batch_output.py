@@ -9,15 +9,14 @@ A predictor writes an attempt under a hidden name that holds the attempt's epoch
 dispatcher alone gives it the part's own name. What a superseded attempt writes is never seen.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,13 +26,15 @@ from numpy.typing import NDArray
 
 from configs.stores import is_remote
 from data_pipeline import storage
-from data_pipeline.object_stores import failures_of, store_of
+from serving import output_folder
 from serving.batch_plan import ROW_COLUMN
+from serving.errors import LocationError
 from serving.line_rows import CUSTOM_ID
 from serving.openai_lines import answer_line, error_line
 from serving.row_errors import Chunk, error_table
 
 MANIFEST, SUCCESS = "manifest.json", "_SUCCESS"
+_ATTEMPTS = ("parts/.tmp", "errors/.tmp")
 _GROUP_ROWS = 2**20
 _GROUP_BYTES = 64 * 2**20
 _SUFFIXES = {"parquet": ".parquet", "csv": ".csv", "ndjson": ".ndjson", "openai": ".jsonl"}
@@ -175,16 +176,17 @@ class _File:
 
     def __init__(self, spec: OutputSpec, name: str, epoch: int, is_errors: bool = False) -> None:
         self._part = PartFile(name, 0, 0, "", is_errors)
-        self._path = f"{spec.folder.rstrip('/')}/{self._part.attempt(epoch)}"
+        self._folder, self._name = spec.folder.rstrip("/"), self._part.attempt(epoch)
         self._sink: _HashedSink | None = None
         self.rows = 0
         self.tables: list[pa.Table] = []
 
     def sink(self) -> "_HashedSink":
         if self._sink is None:
-            if not is_remote(self._path):
-                os.makedirs(os.path.dirname(self._path), exist_ok=True)
-            self._sink = _HashedSink(None if is_remote(self._path) else self._path)
+            is_object = is_remote(self._folder)
+            self._sink = _HashedSink(
+                None if is_object else output_folder.new_file(self._folder, self._name)
+            )
         return self._sink
 
     def write(self, data: bytes) -> None:
@@ -194,22 +196,22 @@ class _File:
         if self.tables:
             pq.write_table(pa.concat_tables(self.tables), self.sink())
         sink = self.sink()
-        size_bytes, digest = sink.finish(self._path)
+        size_bytes, digest = sink.finish(f"{self._folder}/{self._name}")
         return PartFile(self._part.name, self.rows, size_bytes, digest, self._part.is_errors)
 
     def discard(self) -> None:
         if self._sink is not None:
             self._sink.close()
-            if not is_remote(self._path):
-                Path(self._path).unlink(missing_ok=True)
+            if not is_remote(self._folder):
+                output_folder.remove(self._folder, self._name)
 
 
 class _HashedSink(io.RawIOBase):
     """A file, or memory where it is to become an object, that knows the hash of its bytes."""
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, file: IO[bytes] | None) -> None:
         super().__init__()
-        self._file: Any = io.BytesIO() if path is None else open(path, "wb", buffering=0)  # noqa: SIM115
+        self._file: Any = io.BytesIO() if file is None else file
         self._digest = hashlib.sha256()
         self._size_bytes = 0
         self._is_finished = False
@@ -246,80 +248,71 @@ class _HashedSink(io.RawIOBase):
 def commit_file(folder: str, file: PartFile, epoch: int) -> None:
     """Give an attempt's file its own name; whole, and at once. Idempotent.
 
-    In a store the object is copied by the store itself, since stores know no renaming.
-
     Raises:
         FileNotFoundError: The attempt's file is not there.
+        LocationError: There is a link where a folder was.
         OSError: The disk fails.
         DataError: The store refuses.
         ReadError: The store does not answer.
     """
-    source, target = f"{folder}/{file.attempt(epoch)}", f"{folder}/{file.name}"
-    if is_remote(folder):
-        store = store_of(folder)
-        with failures_of(folder):
-            store.system.copy_file(store.inner(source), store.inner(target))
-        return
-    os.replace(source, target)
-    storage.sync(Path(target).parent)
+    output_folder.rename(folder, file.attempt(epoch), file.name)
 
 
-def file_digest(path: str) -> tuple[int, str] | None:
-    """Size and SHA-256 of a file; None where there is none."""
+def file_digest(folder: str, name: str) -> tuple[int, str] | None:
+    """Size and SHA-256 of a file of an output; None where there is none."""
     try:
-        with storage.open_file(path) as file:
+        with output_folder.opened(folder, name) as file:
             digest, size_bytes = hashlib.sha256(), 0
             while block := file.read(8 * 2**20):
                 digest.update(block)
                 size_bytes += len(block)
-    except FileNotFoundError:
-        return None
+    except (FileNotFoundError, LocationError):
+        return None  # what is there instead is not ours
     return size_bytes, digest.hexdigest()
 
 
 def prepare_folder(folder: str) -> None:
-    """Make the folders of an output."""
-    for name in ("parts/.tmp", "errors/.tmp"):
-        storage.make_folder(f"{folder}/{name}")
+    """Make the folders of an output. Raises as `commit_file`."""
+    for name in _ATTEMPTS:
+        output_folder.make_folder(folder, name)
 
 
 def sweep_attempts(folder: str) -> None:
     """Remove what superseded attempts have left, and the empty folder of errors."""
-    for name in ("parts/.tmp", "errors/.tmp"):
-        for entry in storage.list_folder(f"{folder}/{name}"):
-            storage.remove(f"{folder}/{name}/{entry.name}")
-    if not is_remote(folder):
-        for name in ("parts/.tmp", "errors/.tmp", "errors"):
-            try:
-                os.rmdir(f"{folder}/{name}")
-            except OSError:
-                continue  # there are errors, or it is gone already
+    for name in _ATTEMPTS:
+        for entry in output_folder.list_folder(folder, name):
+            output_folder.remove(folder, f"{name}/{entry.name}")
+    for name in (*_ATTEMPTS, "errors"):
+        output_folder.remove_empty(folder, name)  # unless there are errors
 
 
 def write_manifest(folder: str, manifest: Mapping[str, Any], *, is_complete: bool) -> None:
     """Write the manifest and, for a complete output, `_SUCCESS` after it."""
     text = json.dumps(manifest, indent=2) + "\n"
-    storage.write_whole(f"{folder}/{MANIFEST}", text.encode())
+    output_folder.write_whole(folder, MANIFEST, text.encode())
     if is_complete:
-        storage.write_whole(f"{folder}/{SUCCESS}", b"\n")
+        output_folder.write_whole(folder, SUCCESS, b"\n")
 
 
 def remove_output(folder: str) -> None:
     """Remove an output: first what says that it is one, then all that it names. Idempotent.
 
     Raises:
+        LocationError: A link leads to it now.
         OSError: The disk fails.
         DataError: The store refuses.
         ReadError: The store does not answer.
     """
-    storage.remove(f"{folder}/{SUCCESS}")
-    for name in ("parts", "errors"):
-        for entry in storage.list_folder(f"{folder}/{name}"):
-            if entry.is_file:
-                storage.remove(f"{folder}/{name}/{entry.name}")
-    storage.remove(f"{folder}/{MANIFEST}")
     if not is_remote(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(IsADirectoryError, PermissionError):  # the user's: goes below
+            output_folder.remove(folder, SUCCESS)
+        output_folder.remove_tree(folder)
+        return
+    output_folder.remove(folder, SUCCESS)
+    for name in ("parts", "errors"):
+        for entry in output_folder.list_folder(folder, name):
+            output_folder.remove(folder, f"{name}/{entry.name}")
+    output_folder.remove(folder, MANIFEST)
 
 
 def _table(spec: OutputSpec, chunk: Chunk, values: NDArray[np.float32]) -> pa.Table:

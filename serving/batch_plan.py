@@ -9,7 +9,7 @@ import hashlib
 import math
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from data_pipeline.source import describe_field, partitions_of
 from data_pipeline.tables import Wanted
 from serving import shards as cutting
 from serving.batch_columns import csv_names, json_columns, kept_columns, text_types
-from serving.batch_rows import RowSource
+from serving.batch_rows import RowSource, group_row_bytes
 from serving.errors import BatchError
 from serving.line_rows import CUSTOM_ID
 from serving.locations import file_state, find_files, opened
@@ -88,13 +88,13 @@ class Plan:
     digests: tuple[str, ...]
 
 
-def make_plan(request: PlanRequest, wanted: Wanted, batch_rows: int, s_a_row: float) -> Plan:
+def make_plan(request: PlanRequest, wanted: Wanted, sizes: Sequence[int], s_a_row: float) -> Plan:
     """Look at all files of a job and cut it.
 
     Args:
         request: The job.
         wanted: The model's input columns.
-        batch_rows: Rows of the model's largest call.
+        sizes: Numbers of rows that the model is called with, ascending.
         s_a_row: Seconds of a predictor for a row.
 
     Raises:
@@ -110,7 +110,7 @@ def make_plan(request: PlanRequest, wanted: Wanted, batch_rows: int, s_a_row: fl
         output = "openai"
     states = tuple(file_state(path) for path in files)
     source = RowSource(kind, states, request.allowed, wanted)
-    planner = _Planner(request, source, output, batch_rows, s_a_row)
+    planner = _Planner(request, source, output, tuple(sizes), s_a_row)
     try:
         plan = planner.parquet() if kind == "parquet" else planner.text()
     except (OSError, pa.ArrowException) as error:
@@ -130,31 +130,33 @@ class _Planner:
     request: PlanRequest
     source: RowSource
     output: str
-    batch_rows: int
+    sizes: tuple[int, ...]
     s_a_row: float
 
     def parquet(self) -> Plan:
         request, source = self.request, self.source
         rows: list[int] = []
-        sizes, digests = 0, []
+        sizes, widest, digests = 0, 0.0, []
         first: pa.Schema | None = None
         partitions = _partitions(request, source)
         for state in source.files:
             with opened(state.path, source.allowed, state) as file:
                 footer = pq.ParquetFile(file)
-                schema = footer.schema_arrow
-                rows.append(footer.metadata.num_rows)
-                groups = range(footer.metadata.num_row_groups)
-                sizes += sum(footer.metadata.row_group(n).total_byte_size for n in groups)
+                schema, metadata = footer.schema_arrow, footer.metadata
+                rows.append(metadata.num_rows)
                 digests.append(_tail_digest(file, state.size_bytes))
             _check_schema(state.path, schema, source.wanted, partitions)
             if first is None:
                 first = schema
                 kept = kept_columns(request.keep, [*schema.names, *partitions], source.wanted)
             _check_same(state.path, schema, first, [n for n in kept if n not in partitions])
-        kinds = dict.fromkeys(kept, "")
-        source = replace(source, kept=kinds, partitions=partitions)
-        shard_rows = self._shard_rows(sizes / max(1, sum(rows)), sum(rows), self.batch_rows)
+            groups = range(metadata.num_row_groups)
+            sizes += sum(metadata.row_group(n).total_byte_size for n in groups)
+            columns = {*source.wanted, *kept}
+            widest = max([widest, *(group_row_bytes(metadata, n, columns) for n in groups)])
+        kinds, call_rows = dict.fromkeys(kept, ""), cutting.call_rows(self.sizes, widest)
+        source = replace(source, kept=kinds, partitions=partitions, call_rows=call_rows)
+        shard_rows = self._shard_rows(sizes / max(1, sum(rows)), sum(rows), call_rows)
         cut = tuple(cutting.cut_rows(rows, shard_rows))
         return Plan(source, self.output, cut, sum(rows), tuple(digests))
 
@@ -165,26 +167,18 @@ class _Planner:
             source = replace(source, names=tuple(csv_names(source, begins)))
             for state, names in zip(source.files, source.names, strict=True):
                 _check_names(state.path, names, source.wanted)
-        mark_rows = cutting.mark_rows_for(self.batch_rows)
-        stretches: list[Piece] = []
-        digests, rows = [], 0
-        for index, state in enumerate(source.files):
-            with opened(state.path, source.allowed, state) as file:
-                begin = begins[index] if begins else cutting.text_begin(file)
-                scan = cutting.TextScan(index, begin, rows, mark_rows, source.format == "csv")
-                digest = hashlib.sha256(_bytes_before(file, begin))
-                for block in cutting.blocks_of(file, begin):
-                    scan.feed(block)
-                    digest.update(block)
-                scan.close()
-            rows += scan.rows
-            stretches += scan.stretches()
-            digests.append(f"sha256:{digest.hexdigest()}")
+        unit_rows = self.sizes[-1]
+        least_rows = cutting.mark_rows_for(unit_rows)
+        found = _scanned(source, begins, unit_rows)
+        if found.widest > cutting.MAX_CALL_BYTES:
+            unit_rows = least_rows = cutting.call_rows(self.sizes, found.longest)
+            found = _scanned(source, begins, unit_rows)  # for the places to cut
         size_bytes = sum(state.size_bytes for state in source.files)
-        shard_rows = self._shard_rows(size_bytes / max(1, rows), rows, mark_rows)
-        cut = tuple(cutting.cut_text(stretches, mark_rows, shard_rows))
+        shard_rows = self._shard_rows(size_bytes / max(1, found.rows), found.rows, least_rows)
+        cut = tuple(cutting.cut_text(found.stretches, unit_rows, shard_rows))
+        source = replace(source, call_rows=unit_rows)
         source = replace(source, kept=self._text_columns(source, cut))
-        return Plan(source, self.output, cut, rows, tuple(digests))
+        return Plan(source, self.output, cut, found.rows, tuple(found.digests))
 
     def _shard_rows(self, row_bytes: float, rows: int, unit_rows: int) -> int:
         wanted = self.request.shard_rows
@@ -211,6 +205,41 @@ class _Planner:
         if self.output == "csv":
             return dict.fromkeys(kept, "string")
         return text_types(source, cut, kept)
+
+
+@dataclass
+class _Scanned:
+    """What reading all texts of a job through has shown; see `TextScan`."""
+
+    rows: int = 0
+    longest: int = 0
+    widest: int = 0
+    stretches: list[Piece] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+
+
+def _scanned(source: RowSource, begins: Sequence[int], unit_rows: int) -> _Scanned:
+    """Rows of all files, and the places where they may be cut."""
+    found, carried = _Scanned(), 0
+    is_quoted, mark_rows = source.format == "csv", cutting.mark_rows_for(unit_rows)
+    for index, state in enumerate(source.files):
+        with opened(state.path, source.allowed, state) as file:
+            begin = begins[index] if begins else cutting.text_begin(file)
+            scan = cutting.TextScan(
+                index, begin, found.rows, mark_rows, is_quoted, unit_rows, carried
+            )
+            digest = hashlib.sha256(_bytes_before(file, begin))
+            for block in cutting.blocks_of(file, begin):
+                scan.feed(block)
+                digest.update(block)
+            scan.close()
+        found.rows += scan.rows
+        found.longest = max(found.longest, scan.longest)
+        found.widest = max(found.widest, scan.widest)
+        found.stretches += scan.stretches()
+        found.digests.append(f"sha256:{digest.hexdigest()}")
+        carried = scan.left_bytes
+    return found
 
 
 def _find(request: PlanRequest) -> list[str]:

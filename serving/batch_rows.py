@@ -9,7 +9,7 @@ that cannot be read at all, are no matter of rows: they raise.
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,6 +33,9 @@ from serving.locations import opened
 from serving.row_errors import Chunk, Marks
 from serving.shards import Piece, Shard, split_records
 
+_ROWS_AT_ONCE = 2**16
+_BYTES_AT_ONCE = 64 * 2**20
+_FAR_BYTES = 2**30  # of a row group that is fetched at once, as each request takes its time
 _TEXT = pa.string()
 _MISSING = pa.array(MISSING)
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(inf|infinity)$"
@@ -51,6 +54,7 @@ class RowSource:
         kept: Columns that are joined to the output, with their types by Arrow's names, or json.
         names: All columns of CSV files, by file.
         partitions: Columns that are names of folders: int64 or text.
+        call_rows: Rows of a call of the model, and so of a chunk.
     """
 
     format: str
@@ -60,6 +64,7 @@ class RowSource:
     kept: dict[str, str] = field(default_factory=dict)
     names: tuple[tuple[str, ...], ...] = ()
     partitions: dict[str, str] = field(default_factory=dict)
+    call_rows: int = 1
 
     @property
     def columns(self) -> list[str]:
@@ -88,11 +93,12 @@ def read_source(record: dict[str, Any]) -> RowSource:
         kept=record["kept"],
         names=tuple(map(tuple, record["names"])),
         partitions=record["partitions"],
+        call_rows=record["call_rows"],
     )
 
 
-def read_chunks(source: RowSource, shard: Shard, chunk_rows: int) -> Iterator[Chunk]:
-    """The rows of a shard in order, `chunk_rows` at a time; the last chunk may have fewer.
+def read_chunks(source: RowSource, shard: Shard) -> Iterator[Chunk]:
+    """The rows of a shard in order, `source.call_rows` at a time; the last chunk may have fewer.
 
     Raises:
         LocationError: A file is not in the user's locations any more.
@@ -101,11 +107,11 @@ def read_chunks(source: RowSource, shard: Shard, chunk_rows: int) -> Iterator[Ch
     """
     row = shard.first_row
     if source.format == "parquet":
-        for table in _rechunked(_parquet_tables(source, shard.pieces), chunk_rows):
+        for table in _rechunked(_parquet_tables(source, shard.pieces), source.call_rows):
             yield _columnar(source, table, row)
             row += table.num_rows
         return
-    for texts in grouped_text(source, shard.pieces, chunk_rows):
+    for texts in grouped_text(source, shard.pieces, source.call_rows):
         chunks = [_text_chunk(source, file, text, starts, row) for file, text, starts in texts]
         chunk = chunks[0] if len(chunks) == 1 else Chunk.joined(chunks, row)
         yield chunk
@@ -142,25 +148,58 @@ def _row_range(
     source: RowSource, file: Any, state: storage.FileState, piece: Piece
 ) -> Iterator[pa.Table]:
     """Rows `start` to `stop` of a Parquet file, some at a time."""
-    parquet = pq.ParquetFile(file, pre_buffer=is_remote(state.path))
+    parquet = pq.ParquetFile(file)
+    metadata = parquet.metadata
     held = set(parquet.schema_arrow.names)
     columns = [name for name in source.columns if name in held]
     groups: list[int] = []
     begin = first = 0
-    for group in range(parquet.metadata.num_row_groups):
-        end = begin + parquet.metadata.row_group(group).num_rows
+    for group in range(metadata.num_row_groups):
+        end = begin + metadata.row_group(group).num_rows
         if begin < piece.stop and end > piece.start:
             first = first if groups else begin
             groups.append(group)
         begin = end
     row = first
-    for batch in parquet.iter_batches(2**16, row_groups=groups, columns=columns, use_threads=False):
+    row_bytes = max([1.0, *(group_row_bytes(metadata, group, columns) for group in groups)])
+    rows_at_once = max(1, min(_ROWS_AT_ONCE, int(_BYTES_AT_ONCE / row_bytes)))
+    largest = max([0, *(metadata.row_group(group).total_byte_size for group in groups)])
+    is_far = is_remote(state.path)
+    if largest > (_FAR_BYTES if is_far else _BYTES_AT_ONCE):  # by pages, not whole columns
+        buffer_bytes = max(2**16, min(2**20, _BYTES_AT_ONCE // max(1, len(columns))))
+        parquet = pq.ParquetFile(file, metadata=metadata, buffer_size=buffer_bytes)
+    elif is_far:
+        parquet = pq.ParquetFile(file, metadata=metadata, pre_buffer=True)
+    for batch in parquet.iter_batches(
+        rows_at_once, row_groups=groups, columns=columns, use_threads=False
+    ):
         start, stop = max(piece.start - row, 0), min(piece.stop - row, batch.num_rows)
         row += batch.num_rows
         if stop > start:
             yield pa.Table.from_batches([batch.slice(start, stop - start)])
         if row >= piece.stop:
             return
+
+
+def group_row_bytes(metadata: pq.FileMetaData, group: int, columns: Collection[str]) -> float:
+    """About the memory that a row of some columns of a row group takes."""
+    found = metadata.row_group(group)
+    rows = max(1, found.num_rows)
+    whole = found.total_byte_size / rows + 8.0 * found.num_columns
+    if whole * _ROWS_AT_ONCE <= _BYTES_AT_ONCE:
+        return float(whole)  # of all columns, which is fast to tell
+    parts = [found.column(number) for number in range(found.num_columns)]
+    ours = [part for part in parts if _is_part_of(part.path_in_schema, columns)]
+    ours_bytes = sum(part.total_uncompressed_size for part in ours)
+    return float(ours_bytes / rows + 8.0 * len(ours))
+
+
+def _is_part_of(path: str, columns: Collection[str]) -> bool:
+    """Whether a path of Parquet's is a column or is inside of one; names may have dots."""
+    if path in columns:
+        return True
+    steps = path.split(".")
+    return any(".".join(steps[:count]) in columns for count in range(1, len(steps)))
 
 
 def _rechunked(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:

@@ -5,7 +5,6 @@ in the order that `serving.dispatcher` decides, and commits what comes back. All
 is in the database and the output folders: a loop that starts where another has died goes on.
 """
 
-import json
 import logging
 import threading
 import time
@@ -14,20 +13,12 @@ from typing import Any
 
 from cluster.pool import Pool
 from configs.errors import EnvironmentFailure, UserError
-from serving.batch_commit import STORAGE_ERRORS, Committer
+from serving.batch_commit import Committer
 from serving.batch_owner import holder_name, is_dead
 from serving.batch_seams import Models, RunnerSettings, Users
+from serving.batch_starts import Starts
 from serving.batch_store import BatchStore
-from serving.batch_tables import Job
-from serving.batch_turns import (
-    PLAN,
-    Known,
-    State,
-    Turns,
-    described,
-    model_name,
-    problem,
-)
+from serving.batch_turns import State, Turns, problem
 from serving.dispatcher import Dispatcher
 from serving.errors import OwnershipLost
 
@@ -67,6 +58,7 @@ class BatchRunner:
         self._clock, self._monotonic = clock, monotonic
         self._pool: Pool | None = None
         self._turns: Turns | None = None
+        self._starts: Starts | None = None
         self._lease_until_s = self._refresh_at_s = self._needed_at_s = self._sweep_at_s = 0.0
         self._holder = holder_name()
 
@@ -104,17 +96,17 @@ class BatchRunner:
         if epoch is None:
             return False
         self._lease_until_s = now_s + settings.lease_s
-        dispatcher = Dispatcher(settings.max_predictors, reserve=settings.reserve)
+        dispatcher = Dispatcher(settings.max_predictors)
         committer = Committer(self._store, epoch, self._keep, self._clock)
         self._turns = Turns(
             State(epoch, dispatcher, committer),
             self._store,
-            self._models,
             self._users,
             settings,
             self._clock,
             self._monotonic,
         )
+        self._starts = Starts(self._turns, self._store, self._models, settings, self._monotonic)
         self._pool = self._make_pool()
         self._refresh_at_s = 0.0
         log.info("dispatching batch jobs, epoch %d", epoch)
@@ -130,10 +122,11 @@ class BatchRunner:
             OwnershipLost: Another owns the dispatching now.
             DatabaseFailure: The database failed.
         """
-        turns, pool = self._owned()
+        turns, pool, starts = self._owned()
         self._keep()
         if self._monotonic() >= self._refresh_at_s:
-            self._refresh(turns)
+            self._refresh(turns, starts)
+        starts.advance()
         turns.wake_delayed()
         self._scale(turns.state, pool)
         turns.dispatch(pool)
@@ -148,7 +141,7 @@ class BatchRunner:
             return
         until_s = self._monotonic() + drain_s
         try:
-            turns, pool = self._owned()
+            turns, pool, _ = self._owned()
             while turns.state.out and self._monotonic() < until_s:
                 self._keep()
                 for ended in pool.poll(0.1):
@@ -163,7 +156,9 @@ class BatchRunner:
         """End all predictors and forget everything; the database has it. Idempotent."""
         if self._pool is not None:
             self._pool.close()
-        self._pool = self._turns = None
+        if self._starts is not None:
+            self._starts.close()
+        self._pool = self._turns = self._starts = None
 
     def snapshot(self) -> dict[str, Any]:
         """Figures for metrics: seconds by user, shards that wait and run, jobs."""
@@ -181,28 +176,28 @@ class BatchRunner:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _owned(self) -> tuple[Turns, Pool]:
-        if self._turns is None or self._pool is None:
+    def _owned(self) -> tuple[Turns, Pool, Starts]:
+        if self._turns is None or self._pool is None or self._starts is None:
             raise OwnershipLost("the dispatching is not owned. Call begin first.")
-        return self._turns, self._pool
+        return self._turns, self._pool, self._starts
 
     def _keep(self) -> None:
         """Renew the ownership in time; raise where it has run out meanwhile."""
-        turns, _ = self._owned()
+        turns, _, _ = self._owned()
         now_s, lease_s = self._monotonic(), self._settings.lease_s
         if now_s < self._lease_until_s - lease_s * 2 / 3:
             return
         self._store.renew(turns.state.epoch, self._clock(), lease_s)
         self._lease_until_s = now_s + lease_s
 
-    def _refresh(self, turns: Turns) -> None:
+    def _refresh(self, turns: Turns, starts: Starts) -> None:
         """Take up new jobs, end those that are cancelled or too late, tell progress."""
         begun_s, now = self._monotonic(), self._clock()
         state = turns.state
         for job in self._store.active_jobs():
             known = state.jobs.get(job.id)
             if known is None:
-                known = self._adopt(turns, job)
+                known = starts.adopt(job)
             if job.status == "cancelling":
                 turns.set_ending(known, "cancelled", [])
             elif job.expires_at <= now:
@@ -216,29 +211,6 @@ class BatchRunner:
         # However many jobs there are, a tenth of the time goes into looking at them.
         spent_s = self._monotonic() - begun_s
         self._refresh_at_s = self._monotonic() + max(self._settings.refresh_s, 10 * spent_s)
-
-    def _adopt(self, turns: Turns, job: Job) -> Known:
-        """Work on a job from where it is."""
-        state = turns.state
-        known = Known(job, json.loads(job.request), json.loads(job.plan or "{}"))
-        state.jobs[job.id] = known
-        dispatcher = state.dispatcher
-        dispatcher.add_job(job.id, job.user_name, model_name(job), priority=job.priority)
-        if job.status == "validating":
-            dispatcher.add_shards(job.id, [(PLAN, 0)])
-        elif job.status in ("in_progress", "finalizing"):
-            try:
-                state.committer.reconcile(job)
-            except STORAGE_ERRORS as error:
-                if isinstance(error, OwnershipLost):
-                    raise
-                turns.set_ending(known, "failed", [described(error)])
-                return known
-            waiting = self._store.shards(job.id, "pending")
-            dispatcher.add_shards(job.id, [(s.number, s.row_count) for s in waiting])
-            if not waiting:
-                turns.check_progress(known)
-        return known
 
     def _set_users(self, state: State) -> None:
         for user in {known.job.user_name for known in state.jobs.values()}:

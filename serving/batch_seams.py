@@ -35,21 +35,22 @@ class RunnerSettings:
     Attributes:
         min_predictors: Kept even where there is nothing to do.
         max_predictors: The most at the same time.
-        reserve: Predictors that batch jobs leave idle.
         lease_s: How long the ownership lasts without renewal.
         refresh_s: How often new and cancelled jobs are looked for.
         idle_s: How long more predictors than needed are kept.
         attempts: Failures of one shard, or of one plan, after which the job fails.
+        begin_attempts: Failures to take a job up, for want of storage or of its model, after which
+            it fails: about seven minutes, as an outage must not end all jobs.
         task_timeout_s: A task that takes longer, and much longer than estimated, is ended.
         sweep_s: How often files are looked for whose time is over.
     """
 
     min_predictors: int = 0
     max_predictors: int = 1
-    reserve: int = 0
     lease_s: float = 10.0
     refresh_s: float = 0.25
     idle_s: float = 60.0
     attempts: int = 5
+    begin_attempts: int = 20
     task_timeout_s: float = 600.0
     sweep_s: float = 60.0

@@ -79,6 +79,8 @@ class BatchStore:
 
     def file(self, name: str) -> StoredFile | None:
         """One file, or None."""
+        if not name.isprintable():  # PostgreSQL takes no NUL in a text
+            return None
         with self._database.reading() as connection:
             row = (
                 connection.execute(sa.select(FILES).where(FILES.c.id == name))
@@ -123,24 +125,11 @@ class BatchStore:
         """
         with self._writing() as connection:
             if job.idempotency_key is not None:
-                row = (
-                    connection.execute(
-                        sa.select(JOBS).where(
-                            JOBS.c.user_name == job.user_name,
-                            JOBS.c.idempotency_key == job.idempotency_key,
-                        )
-                    )
-                    .mappings()
-                    .one_or_none()
+                found = self._keyed(
+                    connection, job.user_name, job.idempotency_key, job.request_hash
                 )
-                if row is not None and row["request_hash"] != job.request_hash:
-                    raise BatchError(
-                        "this Idempotency-Key was used for another request; a key belongs to one "
-                        "request. Use a new key.",
-                        "idempotency_key_reused",
-                    )
-                if row is not None:
-                    return Job(**row), False
+                if found is not None:
+                    return found, False
             active = connection.execute(
                 sa.select(sa.func.count()).where(
                     JOBS.c.user_name == job.user_name, JOBS.c.status.in_(ACTIVE)
@@ -156,8 +145,19 @@ class BatchStore:
             connection.execute(JOBS.insert().values(**vars(job)))
             return job, True
 
+    def keyed_job(self, user: str, key: str, request_hash: str) -> Job | None:
+        """The job that was made under an idempotency key, or None.
+
+        Raises:
+            BatchError: The key was used for another request.
+        """
+        with self._database.reading() as connection:
+            return self._keyed(connection, user, key, request_hash)
+
     def job(self, name: str) -> Job | None:
         """One job, or None."""
+        if not name.isprintable():
+            return None
         with self._database.reading() as connection:
             row = (
                 connection.execute(sa.select(JOBS).where(JOBS.c.id == name))
@@ -359,6 +359,18 @@ class BatchStore:
 
     def _writing(self) -> Any:
         return self._database.writing(COMPONENT.name)
+
+    @staticmethod
+    def _keyed(connection: sa.Connection, user: str, key: str, request_hash: str) -> Job | None:
+        mine = sa.select(JOBS).where(JOBS.c.user_name == user, JOBS.c.idempotency_key == key)
+        row = connection.execute(mine).mappings().one_or_none()
+        if row is not None and row["request_hash"] != request_hash:
+            raise BatchError(
+                "this Idempotency-Key was used for another request; a key belongs to one request. "
+                "Use a new key.",
+                "idempotency_key_reused",
+            )
+        return None if row is None else Job(**row)
 
     @staticmethod
     def _stored_bytes(connection: sa.Connection, user: str) -> int:

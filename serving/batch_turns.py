@@ -14,14 +14,13 @@ from typing import Any
 
 from cluster.pool import Ended, Pool
 from configs.errors import EnvironmentFailure, UserError
-from registry.errors import DatabaseFailure
-from serving.batch_commit import STORAGE_ERRORS, Committer
+from serving.batch_commit import FATAL, STORAGE_ERRORS, Committer
 from serving.batch_output import OutputSpec, PartFile, prepare_folder
-from serving.batch_seams import Models, RunnerSettings, Users
+from serving.batch_seams import RunnerSettings, Users
 from serving.batch_store import BatchStore
 from serving.batch_tables import Job, StoredShard
 from serving.dispatcher import Dispatcher, Turn
-from serving.errors import OwnershipLost, QuotaExceeded, RequestError
+from serving.errors import QuotaExceeded, RequestError
 
 PLAN = -1
 _PROBLEMS = 50
@@ -38,7 +37,11 @@ class Known:
     request: dict[str, Any]
     plan: dict[str, Any]
     artifact: str = ""
+    left: list[tuple[int, int]] | None = None  # (shard, rows) that wait, when it begins
+    begin_failures: int = 0
+    begin_at_s: float = 0.0
     plan_failures: int = 0
+    is_charged: bool = False
     finish_failures: int = 0
     finish_at_s: float = 0.0
     ending: tuple[str, list[dict[str, Any]]] | None = None
@@ -74,7 +77,6 @@ class Turns:
     Args:
         state: What the owner knows.
         store: Files and jobs.
-        models: The registry.
         users: The accounts.
         settings: How the loop behaves.
         clock: Seconds since 1970.
@@ -85,13 +87,12 @@ class Turns:
         self,
         state: State,
         store: BatchStore,
-        models: Models,
         users: Users,
         settings: RunnerSettings,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
-        self.state, self._store, self._models, self._users = state, store, models, users
+        self.state, self._store, self._users = state, store, users
         self._settings, self._clock, self._monotonic = settings, clock, monotonic
 
     def dispatch(self, pool: Pool) -> None:
@@ -99,9 +100,7 @@ class Turns:
         idle = pool.idle()
         while idle:
             station = idle[-1]
-            turn = self.state.dispatcher.next(
-                self.state.loaded.get(station, frozenset()), len(idle)
-            )
+            turn = self.state.dispatcher.next(self.state.loaded.get(station, frozenset()))
             if turn is None:
                 return
             if self._give(pool, station, turn):
@@ -111,8 +110,8 @@ class Turns:
         """Begin a turn at a station; False where there is nothing to begin any more."""
         known = self.state.jobs[turn.job]
         shard = None
+        task: dict[str, Any] = {"model": model_name(known.job), "artifact": known.artifact}
         try:
-            task = self._task(known)
             if turn.shard == PLAN:
                 task |= self._plan_task(known)
             else:
@@ -131,12 +130,6 @@ class Turns:
         self.state.out[station] = Out(turn, shard, self._monotonic())
         pool.give(station, task)
         return True
-
-    def _task(self, known: Known) -> dict[str, Any]:
-        if not known.artifact:
-            version = self._models.version(known.job.model, known.job.version)
-            known.artifact = str(self._models.fetch(version))
-        return {"model": model_name(known.job), "artifact": known.artifact}
 
     def _plan_task(self, known: Known) -> dict[str, Any]:
         request, allowed = dict(known.request["plan"]), self._allowed(known)
@@ -185,25 +178,28 @@ class Turns:
             is_lost = ended.failure is not None
             self._failed(known, out, failure, result.get("seconds", 0.0), is_lost)
         elif out.shard is None:
-            self._planned(known, out.turn, result)
+            self._planned(known, out, result)
         else:
             self._computed(known, out.turn, out.shard, result)
 
-    def _planned(self, known: Known, turn: Turn, result: dict[str, Any]) -> None:
-        job, dispatcher = known.job, self.state.dispatcher
-        dispatcher.complete(turn, result["seconds"])
-        if known.ending is not None:
-            return
+    def _planned(self, known: Known, out: Out, result: dict[str, Any]) -> None:
+        job, turn, dispatcher = known.job, out.turn, self.state.dispatcher
         if dispatcher.s_a_row(turn.model) is None:
             dispatcher.learn(turn.model, result["s_a_row"], 1)
         try:
-            self._users.charge_rows(job.user_name, result["rows"])
-            prepare_folder(job.folder)
-        except STORAGE_ERRORS as error:
-            if isinstance(error, EnvironmentFailure):
-                raise
+            if known.ending is None:
+                self._prepare(known, result["rows"])
+        except FATAL:
+            raise
+        except EnvironmentFailure as error:
+            failure = {**problem("output_unavailable", str(error)), "is_retryable": True}
+            self._failed(known, out, failure, result["seconds"], is_lost=False)
+            return
+        except (OSError, UserError) as error:
             code = f"quota_{error.code}" if isinstance(error, QuotaExceeded) else "output_refused"
             self.set_ending(known, "failed", [problem(code, str(error))])
+        dispatcher.complete(turn, result["seconds"])
+        if known.ending is not None:
             return
         plan = {name: result[name] for name in ("source", "output_format", "digests")}
         plan |= {"output_shape": result["output_shape"], "column": known.request["plan"]["column"]}
@@ -213,6 +209,13 @@ class Turns:
             return  # cancelled meanwhile: the next look at the jobs ends it
         known.plan = plan
         dispatcher.add_shards(job.id, [(n, shard["rows"]) for n, shard in enumerate(shards)])
+
+    def _prepare(self, known: Known, rows: int) -> None:
+        """Have the rows paid for, once, and the output's folders made."""
+        if not known.is_charged:
+            self._users.charge_rows(known.job.user_name, rows)
+            known.is_charged = True
+        prepare_folder(known.job.folder)
 
     def _computed(
         self,
@@ -227,9 +230,9 @@ class Turns:
             is_done = self.state.committer.commit(
                 known.job, shard, files, result["bad_rows"], seconds
             )
+        except FATAL:
+            raise
         except STORAGE_ERRORS as error:
-            if isinstance(error, OwnershipLost):
-                raise
             failure = {**problem("commit_failed", str(error)), "is_retryable": True}
             out = Out(turn, shard, 0.0)
             self._failed(known, out, failure, seconds, is_lost=False)
@@ -277,7 +280,7 @@ class Turns:
             problems = failure.get("problems") or [failure]
             self.set_ending(known, "failed", [_public(each) for each in problems])
         elif not waits and known.ending is None:
-            due_s = self._monotonic() + min(30.0, 0.5 * 2**failures)
+            due_s = self._monotonic() + delay_s(failures)
             heapq.heappush(self.state.delayed, (due_s, turn.job, turn.shard, turn.rows))
 
     def set_ending(self, known: Known, status: str, problems: list[dict[str, Any]]) -> None:
@@ -303,14 +306,12 @@ class Turns:
         try:
             if job is not None and job.is_active:
                 self.state.committer.finish(job, status, problems)
-        except DatabaseFailure:
+        except FATAL:
             raise
         except STORAGE_ERRORS as error:
-            if isinstance(error, OwnershipLost):
-                raise
             log.warning("job %s cannot be ended: %s", known.job.id, error)
             known.finish_failures += 1
-            known.finish_at_s = self._monotonic() + min(30.0, 0.5 * 2**known.finish_failures)
+            known.finish_at_s = self._monotonic() + delay_s(known.finish_failures)
             if known.finish_failures < self._settings.attempts:
                 return
             self.state.committer.fail(known.job, [described(error)])
@@ -330,6 +331,11 @@ def _shard_task(known: Known, shard: StoredShard, allowed: list[str] | None) -> 
         "source": {**plan["source"], "allowed": allowed},
         "output": vars(output),
     }
+
+
+def delay_s(failures: int) -> float:
+    """How long to wait before the next try: 1, 2, 4, 8, 16, then 30 seconds."""
+    return min(30.0, 0.5 * 2.0 ** min(failures, 10))
 
 
 def model_name(job: Job) -> str:

@@ -17,6 +17,7 @@ from serving.errors import BatchError
 
 _SPOOLED_BYTES = 2**20
 _BLOCK_BYTES = 2**20
+_DIGITS = 9
 
 
 async def stored_upload(service: BatchService, account: Account, request: Request) -> StoredFile:
@@ -51,7 +52,7 @@ def _keep(
 ) -> StoredFile:
     held.seek(0)
     text = fields.get("expires_after[seconds]")
-    if text is not None and not (text.isascii() and text.isdecimal() and 0 < int(text[:10]) < 1e8):
+    if text is not None and not 0 < _whole(text) < 1e8:
         raise BatchError(
             "expires_after[seconds] must be a number of seconds.", "invalid_request", status=400
         )
@@ -72,7 +73,7 @@ def page_of(request: Request, most: int = 100) -> tuple[str | None, int]:
         BatchError: The limit is none (400).
     """
     text = request.query_params.get("limit", "20")
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= most):
+    if not 1 <= _whole(text) <= most:
         raise BatchError(
             f"limit received {text[:20]!r}; 1 to {most} are allowed.",
             "invalid_request",
@@ -80,6 +81,12 @@ def page_of(request: Request, most: int = 100) -> tuple[str | None, int]:
             column="limit",
         )
     return request.query_params.get("after"), int(text)
+
+
+def _whole(text: str) -> int:
+    """The number that a text of a few digits says; -1 for any other text."""
+    is_number = len(text) <= _DIGITS and text.isascii() and text.isdecimal()
+    return int(text) if is_number else -1
 
 
 def listed(data: list[dict[str, Any]], has_more: bool) -> Response:

@@ -57,6 +57,13 @@ def read_request(values: dict[str, Any]) -> BatchRequest:
         BatchError: It has unknown fields, or values that are not allowed; the first one is named.
     """
     try:
+        json.dumps(values, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise BatchError(
+            "the request has half of a surrogate pair in a text; Unicode is allowed. Correct it.",
+            "invalid_request",
+        ) from None
+    try:
         request = BatchRequest.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]

@@ -67,8 +67,8 @@ class BatchWorker:
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         s_a_row = task["s_a_row"] or _measured(model)
-        batch_rows = model.batch_rows[-1]
-        plan = make_plan(PlanRequest(**values), model.signature.inputs, batch_rows, s_a_row)
+        request, inputs = PlanRequest(**values), model.signature.inputs
+        plan = make_plan(request, inputs, model.batch_rows, s_a_row)
         return {
             "s_a_row": s_a_row,
             "rows": plan.rows,
@@ -103,7 +103,7 @@ def _shard(task: dict[str, Any], model: RowModel) -> dict[str, Any]:
     writer = PartWriter(spec, shard.number, task["epoch"])
     bad_rows, files = 0, None
     try:
-        for chunk in read_chunks(read_source(task["source"]), shard, model.batch_rows[-1]):
+        for chunk in read_chunks(read_source(task["source"]), shard):
             values, chunk = predict_chunk(model, chunk)
             bad_rows += len(chunk.errors)
             writer.write(chunk, values)

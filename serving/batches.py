@@ -6,17 +6,24 @@ A user sees and touches only the own jobs and files; for everybody else's they a
 """
 
 import hashlib
+import itertools
 import json
+import logging
+import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from data_pipeline import storage
+from configs.errors import EnvironmentFailure, UserError, did_you_mean
+from configs.stores import is_remote
+from registry.errors import DatabaseFailure, RegistryError
+from registry.references import parse_reference
 from serving.account_types import Account
 from serving.batch_files import (
     BatchFiles,
     ServiceSettings,
-    blocks_of_file,
+    blocks_of_output,
     is_own,
     not_found,
 )
@@ -24,11 +31,14 @@ from serving.batch_output import MANIFEST, SUCCESS, remove_output
 from serving.batch_store import BatchStore, new_id
 from serving.batch_tables import Job
 from serving.batch_wire import BatchRequest, read_request
-from serving.errors import BatchError, QuotaExceeded
+from serving.errors import BatchError, LocationError, QuotaExceeded
 from serving.locations import check_location, resolved_folder
+from serving.shard_leases import files_of
 
+_LOG = logging.getLogger(__name__)
 _KEY_LETTERS = 256
 _DEDUPE_S = 120.0
+_MANIFEST_BYTES = 2**26
 
 
 class ModelNames(Protocol):
@@ -96,8 +106,8 @@ class BatchService:
             The job, and whether it is new.
 
         Raises:
-            BatchError: The request cannot be used, or its key was used for another.
-            RegistryError: There is no such model.
+            BatchError: The request cannot be used, its key was used for another, or there is no
+                such model for this user (404).
             LocationError: An input or the output is not where the user's files may be.
             QuotaExceeded: The user has too much waiting, predicted or stored.
         """
@@ -122,13 +132,15 @@ class BatchService:
             )
         digest = _hash({**request.model_dump(mode="json"), **more})
         now = self._clock()
-        if dedupe and key is None:
+        # First of all: a repeated request has its job, whatever became of model, input and quotas.
+        found = None
+        if key is not None:
+            found = self._store.keyed_job(account.user, key, digest)
+        elif dedupe:
             found = self._store.recent_job(account.user, digest, now - _DEDUPE_S)
-            if found is not None:
-                return found, False
-        version = self._models.resolve(request.model)
-        if not self._accounts.may_use(account, version.name):
-            raise not_found("model", version.name)
+        if found is not None:
+            return found, False
+        version = self._version(account, request.model)
         inputs, is_upload = self._inputs(account, request)
         self._check_quotas(account)
         name = new_id("batch")
@@ -206,10 +218,17 @@ class BatchService:
                 "no_output",
                 status=409,
             )
+        text = b"".join(self._blocks(job, MANIFEST, _MANIFEST_BYTES))
         try:
-            manifest: dict[str, Any] = json.loads(storage.read_whole(f"{job.folder}/{MANIFEST}"))
-        except FileNotFoundError:
-            raise not_found("output", name) from None
+            manifest = json.loads(text)
+        except ValueError:
+            manifest = None
+        if not isinstance(manifest, dict):
+            raise BatchError(
+                f"the manifest of {name} is not as it was written. Submit the job again.",
+                "damaged_output",
+                status=409,
+            )
         return manifest
 
     def delete_output(self, account: Account, name: str) -> Job:
@@ -225,10 +244,19 @@ class BatchService:
         return self.job(account, name)
 
     def sweep(self) -> None:
-        """Remove uploads and outputs whose time is over."""
+        """Remove uploads and outputs whose time is over; those that cannot be, another time.
+
+        Raises:
+            DatabaseFailure: The database failed.
+        """
         self.files.sweep()
         for job in self._store.expired_outputs(self._clock()):
-            self._remove_output(job)
+            try:
+                self._remove_output(job)
+            except DatabaseFailure:
+                raise
+            except (OSError, EnvironmentFailure, UserError) as error:
+                _LOG.warning("the output of %s cannot be removed: %s", job.id, error)
 
     def part(self, account: Account, name: str, part: str) -> Iterator[bytes]:
         """The bytes of one file of an output, as its manifest names it.
@@ -236,18 +264,46 @@ class BatchService:
         Raises:
             BatchError: The manifest has no such file (404).
         """
-        manifest = self.output(account, name)
-        known = {entry["name"] for entry in [*manifest["parts"], *manifest["errors"]]}
-        known |= {MANIFEST} | ({SUCCESS} if manifest["is_complete"] else set())
-        if part not in known:
+        job = self.job(account, name)
+        # Not by the manifest in the folder, which may be the user's to write to.
+        shards = self._store.shards(job.id, "done")
+        known = {file.name for shard in shards for file in files_of(shard)}
+        known |= {MANIFEST} | ({SUCCESS} if job.status == "completed" else set())
+        if job.is_active or part not in known:
             raise not_found("part", part)
-        return blocks_of_file(f"{self.job(account, name).folder}/{part}")
+        return self._blocks(job, part)
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _blocks(self, job: Job, name: str, most_bytes: float = math.inf) -> Iterator[bytes]:
+        """The bytes of a file of an output, opened at once. Raises BatchError: there is none."""
+        blocks = blocks_of_output(job.folder, name)
+        try:
+            first = next(blocks, b"")
+        except (FileNotFoundError, LocationError):
+            kind = ("output", job.id) if name == MANIFEST else ("part", name)
+            raise not_found(*kind) from None
+        return _bounded(itertools.chain([first], blocks), most_bytes)
 
     def _remove_output(self, job: Job) -> None:
         remove_output(job.folder)
         self._store.forget_output(job)
+
+    def _version(self, account: Account, reference: str) -> Any:
+        """A version for a user; for one without a grant the model is not there (404)."""
+        try:
+            wanted = parse_reference(reference)
+            if self._accounts.may_use(account, wanted.name):
+                return self._models.resolve(reference)
+        except RegistryError:
+            pass  # what it tells of other models is not for everybody
+        raise BatchError(
+            f"there is no model {reference[:100]!r}; NAME, NAME@ALIAS and NAME/NUMBER of a model "
+            f"that you may use are allowed.{did_you_mean(reference, self.model_names(account))}",
+            "not_found",
+            status=404,
+            column="model",
+        )
 
     def _inputs(self, account: Account, request: BatchRequest) -> tuple[list[str], bool]:
         names = [request.input] if isinstance(request.input, str) else list(request.input)
@@ -274,7 +330,9 @@ class BatchService:
 
     def _folder(self, account: Account, request: BatchRequest, job: str) -> str:
         if request.output is None:
-            return f"{self.settings.folder.rstrip('/')}/outputs/{job}"
+            own = self.settings.folder.rstrip("/")
+            # Without links, as `serving.output_folder` has it.
+            return f"{own if is_remote(own) else os.path.realpath(own)}/outputs/{job}"
         allowed = [place.replace("{user}", account.user) for place in self.settings.outputs]
         # A folder of its own: two jobs never write to the same place.
         return f"{resolved_folder(request.output, allowed).rstrip('/')}/{job}"
@@ -289,6 +347,15 @@ class BatchService:
 
 
 _COUNTS = ("row_total", "row_done", "row_bad", "shard_total", "shard_done", "output_bytes")
+
+
+def _bounded(blocks: Iterator[bytes], most_bytes: float) -> Iterator[bytes]:
+    """Blocks up to a bound, and nothing after it."""
+    for block in blocks:
+        most_bytes -= len(block)
+        if most_bytes < 0:
+            return
+        yield block
 
 
 def _hash(values: dict[str, Any]) -> str:

@@ -7,9 +7,9 @@ wait, neither with credit from the past nor with debt. So two users with work to
 bounded number of seconds, whatever they submit (start-time fair queueing, Goyal, Guo and Vin 1996;
 virtual token counters, arXiv 2401.00588), and a predictor never idles while anybody waits.
 
-Around that: online work goes before batch work, and batch work leaves some predictors to it; a user
-with more than the own share of predictors gives way to those with less; among users that are about
-even, one is preferred whose model the predictor holds already. A decision takes O(log users).
+Around that: a user with more than the own share of predictors gives way to those with less; among
+users that are about even, one is preferred whose model the predictor holds already. A decision
+takes O(log users). Online requests are no matter of this: they have processes of their own.
 """
 
 import heapq
@@ -17,19 +17,11 @@ import math
 from collections import deque
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 _SMOOTHING = 0.3
 _LEAST_S = 0.01
 _LOOKED_AT = 8
 _PRIOR_S_A_ROW = 1e-6
-
-
-class Band(IntEnum):
-    """What goes before what: a lower band is served first, whatever the virtual times."""
-
-    ONLINE = 0
-    BATCH = 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,6 @@ class _Job:
     name: str
     user: "_User"
     model: str
-    band: Band
     order: tuple[int, int]  # priority first, then age
     pending: deque[tuple[int, int]] = field(default_factory=deque)  # (shard, rows)
     pending_rows: int = 0
@@ -82,18 +73,17 @@ class _User:
     served_s: float = 0.0
     stamp: int = 0  # entries of the heaps with another stamp are out of date
     jobs: dict[str, _Job] = field(default_factory=dict)
-    queues: dict[Band, list[_Job]] = field(default_factory=lambda: {band: [] for band in Band})
+    queue: list[_Job] = field(default_factory=list)
 
     @property
     def is_full(self) -> bool:
         return self.most_running is not None and self.running >= self.most_running
 
-    def next_job(self, band: Band) -> _Job | None:
-        """The job that goes first in a band; those without pending shards are forgotten."""
-        queue = self.queues[band]
-        while queue and not queue[0].pending:
-            heapq.heappop(queue).is_listed = False
-        return queue[0] if queue else None
+    def next_job(self) -> _Job | None:
+        """The job that goes first; those without pending shards are forgotten."""
+        while self.queue and not self.queue[0].pending:
+            heapq.heappop(self.queue).is_listed = False
+        return self.queue[0] if self.queue else None
 
 
 _Entry = tuple[float, int, int, _User]  # virtual time, tie-break, stamp
@@ -104,23 +94,21 @@ class Dispatcher:
 
     Args:
         predictors: How many shards can be computed at the same time.
-        reserve: Predictors that batch work leaves idle, for online work.
         affinity_s: How far, in virtual seconds, a user may be from the one who is due and still be
             preferred for the model. Adds as much to the bound of unfairness; nobody is passed over
             more often than there are predictors, which is about the time of one shard.
     """
 
-    def __init__(self, predictors: int, *, reserve: int = 0, affinity_s: float = 2.0) -> None:
+    def __init__(self, predictors: int, *, affinity_s: float = 2.0) -> None:
         self._predictors = predictors
-        self._reserve = reserve
         self._affinity_s = affinity_s
         self._users: dict[str, _User] = {}
         self._jobs: dict[str, _Job] = {}
         self._turns: dict[int, Turn] = {}
         self._s_a_row: dict[str, float] = {}
-        # By band: users below their share of the predictors, and users at or above it.
-        self._under: dict[Band, list[_Entry]] = {band: [] for band in Band}
-        self._over: dict[Band, list[_Entry]] = {band: [] for band in Band}
+        # Users below their share of the predictors, and users at or above it.
+        self._under: list[_Entry] = []
+        self._over: list[_Entry] = []
         self._active: set[str] = set()
         self._active_weight = 0.0
         self._clock_s = 0.0  # the largest virtual time at which a turn began
@@ -149,13 +137,11 @@ class Dispatcher:
         known.weight, known.most_running = weight, most_running
         self._list(known)
 
-    def add_job(
-        self, job: str, user: str, model: str, *, priority: int = 0, band: Band = Band.BATCH
-    ) -> None:
+    def add_job(self, job: str, user: str, model: str, *, priority: int = 0) -> None:
         """Make a job known, without shards yet; of a user's jobs the higher priority goes first."""
         self._count += 1
         owner = self._user(user)
-        made = _Job(job, owner, model, band, (-priority, self._count))
+        made = _Job(job, owner, model, (-priority, self._count))
         self._jobs[job] = owner.jobs[job] = made
 
     def add_shards(self, job: str, shards: Iterable[tuple[int, int]]) -> None:
@@ -188,23 +174,14 @@ class Dispatcher:
 
     # -- turns -----------------------------------------------------------------------------------
 
-    def next(self, loaded: Container[str] = (), idle: int = 1) -> Turn | None:
+    def next(self, loaded: Container[str] = ()) -> Turn | None:
         """Give out the next shard, for a predictor that holds the models `loaded`.
-
-        Args:
-            loaded: What the predictor that asks needs not load.
-            idle: How many predictors idle, the one that asks included.
 
         Returns:
             None where nobody waits that may be served.
         """
-        for band in Band:
-            if band is not Band.ONLINE and idle <= self._reserve:
-                return None
-            user = self._choose(band, loaded)
-            if user is not None:
-                return self._give(user, band)
-        return None
+        user = self._choose(loaded)
+        return None if user is None else self._give(user)
 
     def complete(self, turn: Turn, measured_s: float) -> None:
         """The shard is done and took so many seconds of a predictor."""
@@ -296,49 +273,46 @@ class Dispatcher:
 
     def _least_waiting(self) -> float | None:
         """The least virtual time among those who wait."""
-        tops = [self._top(heap, band) for band in Band for heap in self._heaps(band)]
+        tops = [self._top(heap) for heap in (self._under, self._over)]
         return min((user.virtual_s for user in tops if user is not None), default=None)
 
-    def _heaps(self, band: Band) -> tuple[list[_Entry], list[_Entry]]:
-        return self._under[band], self._over[band]
-
-    def _top(self, heap: list[_Entry], band: Band) -> _User | None:
+    def _top(self, heap: list[_Entry]) -> _User | None:
         """The first of a heap who waits and may be served; entries out of date are dropped."""
         while heap:
             _, _, stamp, user = heap[0]
-            if stamp == user.stamp and not user.is_full and user.next_job(band) is not None:
+            if stamp == user.stamp and not user.is_full and user.next_job() is not None:
                 return user
             heapq.heappop(heap)
         return None
 
-    def _first(self, band: Band) -> tuple[_User, list[_Entry]] | None:
+    def _first(self) -> tuple[_User, list[_Entry]] | None:
         """Who is due: of those below their share, else of all; and the heap he is the top of."""
-        under, over = self._heaps(band)
-        while (user := self._top(under, band)) is not None:
+        under, over = self._under, self._over
+        while (user := self._top(under)) is not None:
             if user.running < math.ceil(self._share(user)):
                 return user, under
             heapq.heappush(over, heapq.heappop(under))
-        user = self._top(over, band)
+        user = self._top(over)
         return None if user is None else (user, over)
 
-    def _choose(self, band: Band, loaded: Container[str]) -> _User | None:
-        found = self._first(band)
+    def _choose(self, loaded: Container[str]) -> _User | None:
+        found = self._first()
         if found is None:
             return None
         due, heap = found
-        if not loaded or due.passes >= self._predictors or self._holds(due, band, loaded):
+        if not loaded or due.passes >= self._predictors or self._holds(due, loaded):
             return self._taken(due, due)
         looked_at: list[_Entry] = []
         chosen = due
         while len(looked_at) < _LOOKED_AT:
             looked_at.append(heapq.heappop(heap))
-            found = self._first(band)
+            found = self._first()
             if found is None or found[1] is not heap:
                 break
             other = found[0]
             if other.virtual_s > due.virtual_s + self._affinity_s:
                 break
-            if self._holds(other, band, loaded):
+            if self._holds(other, loaded):
                 chosen = other
                 break
         for entry in looked_at:
@@ -350,12 +324,12 @@ class Dispatcher:
         chosen.passes = 0
         return chosen
 
-    def _holds(self, user: _User, band: Band, loaded: Container[str]) -> bool:
-        job = user.next_job(band)
+    def _holds(self, user: _User, loaded: Container[str]) -> bool:
+        job = user.next_job()
         return job is not None and job.model in loaded
 
-    def _give(self, user: _User, band: Band) -> Turn | None:
-        job = user.next_job(band)
+    def _give(self, user: _User) -> Turn | None:
+        job = user.next_job()
         if job is None:
             return None
         shard, rows = job.pending.popleft()
@@ -388,7 +362,7 @@ class Dispatcher:
     def _enter(self, job: _Job) -> None:
         if not job.is_listed:
             job.is_listed = True
-            heapq.heappush(job.user.queues[job.band], job)
+            heapq.heappush(job.user.queue, job)
 
     def _settle(self, user: _User) -> None:
         """Put a user, changed in whatever way, where he belongs."""
@@ -407,8 +381,6 @@ class Dispatcher:
         user.stamp += 1
         if user.pending <= 0 or user.is_full:
             return
-        for band in Band:
-            if user.next_job(band) is not None:
-                self._count += 1
-                entry = (user.virtual_s, self._count, user.stamp, user)
-                heapq.heappush(self._under[band], entry)
+        if user.next_job() is not None:
+            self._count += 1
+            heapq.heappush(self._under, (user.virtual_s, self._count, user.stamp, user))

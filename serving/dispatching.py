@@ -7,16 +7,37 @@ dispatches, the others wait for its place.
 import contextlib
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.template import resolve
+from configs.service import ServiceConfig
 from serving.assembly import Settings, batch_config
-from serving.batch_process import make_batches
+from serving.batch_process import ProcessConfig, make_batches
 from serving.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
 _NUMBERS_S = 1.0
 _END_S = 60.0
+
+
+def dispatching_config(settings: Settings) -> ProcessConfig:
+    """What the loop is made of; where nobody says how many actors, as many as the cluster holds."""
+    made, config = batch_config(settings), settings.config
+    if made.pool == "processes" or config.predictors is not None:
+        return made
+    replicas = config.max_replicas or config.replicas
+    # By its name: whoever has processes need not have Ray in memory.
+    most = resolve("cluster.actors:capacity")(made.threads, made.gpus, replicas)
+    return replace(made, runner={**made.runner, "max_predictors": most})
+
+
+def actors_within(config: ServiceConfig) -> int:
+    """Predictors that an embedded Ray needs room for, beside the replicas."""
+    if config.predictor_pool == "processes" or config.predictors == 0:
+        return 0
+    return config.predictors or 1
 
 
 class Dispatching:
@@ -27,7 +48,7 @@ class Dispatching:
     """
 
     def __init__(self, settings: Settings) -> None:
-        _, self._runner = make_batches(batch_config(settings))
+        _, self._runner = make_batches(dispatching_config(settings))
         self._metrics = Metrics(Path(settings.folder) / "metrics")
         self._is_over = threading.Event()
         self._threads = [

@@ -4,7 +4,10 @@ Owns aliases and memory. A watcher looks at the registry once a second. Where an
 its old version is in memory, the new one is loaded and warmed first; only then does the alias
 switch, in one assignment, so no request meets a version that is not there. The old version answers
 what it has taken, and leaves when its memory is needed: least recently used first, never while
-something waits for it. A version that cannot be loaded leaves the alias where it was.
+something waits for it. A version that cannot be loaded leaves the alias where it was, and is not
+tried again for a while that doubles: who asks for it neither drives others out of the memory nor
+keeps the loader busy. Versions come in one at a time, from the first look at the memory to the last
+warm call, so two of them never count on the same room.
 
 Everything here runs in one event loop; loading and the registry run in threads. A request for a
 version in memory touches neither.
@@ -26,6 +29,7 @@ import numpy as np
 from configs.errors import EnvironmentFailure, LockstepError, did_you_mean
 from data_pipeline.features import Array
 from registry.errors import RegistryError
+from registry.references import check_name
 from registry.store import ModelSummary, Registry, Version
 from serving.errors import NotFound, Unavailable
 from serving.json_rows import RowParser
@@ -40,6 +44,7 @@ _WARM_ROWS = (1, 8, 64, 512)
 _FIXED_COST_BYTES = 16 * 2**20
 _COST_FACTOR = 2
 _RETRY_LOAD_S = 30.0
+_MOST_RETRY_LOAD_S = 960.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ class Engine:
         self._models: dict[str, ModelSummary] = {}
         self._targets: dict[tuple[str, str], int] = {}
         self._moves: dict[tuple[str, str], tuple[int, asyncio.Task[None]]] = {}
-        self._failed: dict[tuple[str, int], float] = {}
+        self._failed: dict[tuple[str, int], tuple[float, float]] = {}  # until when, for how long
+        self._turn = asyncio.Lock()
         self._live: dict[tuple[str, int], LiveModel] = {}
         self._loading: dict[tuple[str, int], asyncio.Task[LiveModel]] = {}
         self._watcher: asyncio.Task[None] | None = None
@@ -207,6 +213,7 @@ class Engine:
             DatabaseFailure: The registry cannot be read.
         """
         try:
+            check_name(name)
             return await asyncio.to_thread(self._registry.versions, name)
         except RegistryError:
             raise NotFound(f"there is no model {name!r}.") from None
@@ -266,7 +273,7 @@ class Engine:
         if now is None or (name, now) not in self._live or (name, number) in self._live:
             self._moves.pop(target, None)
             self._targets[target] = number
-        elif self._failed.get((name, number), 0.0) <= time.monotonic():
+        elif not self._rest_s((name, number)):
             self._moves[target] = (number, asyncio.create_task(self._move(target, number)))
 
     async def _move(self, target: tuple[str, str], number: int) -> None:
@@ -274,7 +281,6 @@ class Engine:
         try:
             await self._loaded(name, number)
         except LockstepError as error:
-            self._failed[name, number] = time.monotonic() + _RETRY_LOAD_S
             _LOG.error(
                 "%s@%s stays at %s: %s/%s cannot be loaded: %s",
                 *(name, alias, self._targets.get(target), name, number, error),
@@ -314,23 +320,46 @@ class Engine:
             raise NotFound(f"there is no version {number} of a model {name!r}.") from None
         if version.state != "ready":
             raise NotFound(f"version {number} of {name!r} was deleted.")
+        rest_s = self._rest_s((name, number))
+        if rest_s:
+            raise Unavailable(f"{version} could not be loaded; the log tells why.", rest_s)
         cost_bytes = _FIXED_COST_BYTES + _COST_FACTOR * version.size_bytes
-        await self._make_room(cost_bytes)
         labels = (name, str(number))
-        try:
-            predictor = await loop.run_in_executor(self._loader, self._fetch_and_load, version)
-        except Exception as error:
-            self._metrics.loads.add(1, *labels, "failed")
-            _LOG.error("%s cannot be loaded: %s", version, error)
-            wait_s = 1.0 if isinstance(error, EnvironmentFailure) else _RETRY_LOAD_S
-            raise Unavailable(f"{version} cannot be loaded; the log tells why.", wait_s) from error
-        self._metrics.loads.add(1, *labels, "loaded")
-        lane = Lane(str(version), predictor.predict_rows, self._limits.lane, self._observer(labels))
-        parser = RowParser(predictor)
-        live = LiveModel(version, predictor, parser, lane, cost_bytes, time.monotonic())
-        self._live[name, number] = live
+        async with self._turn:
+            await self._make_room(cost_bytes)
+            try:
+                predictor = await loop.run_in_executor(self._loader, self._fetch_and_load, version)
+            except Exception as error:
+                self._metrics.loads.add(1, *labels, "failed")
+                _LOG.error("%s cannot be loaded: %s", version, error)
+                wait_s = self._failed_to_load((name, number), error)
+                raise Unavailable(
+                    f"{version} cannot be loaded; the log tells why.", wait_s
+                ) from error
+            self._failed.pop((name, number), None)
+            self._metrics.loads.add(1, *labels, "loaded")
+            observe = self._observer(labels)
+            lane = Lane(str(version), predictor.predict_rows, self._limits.lane, observe)
+            parser = RowParser(predictor)
+            live = LiveModel(version, predictor, parser, lane, cost_bytes, time.monotonic())
+            self._live[name, number] = live
         self._show_loaded()
         return live
+
+    def _failed_to_load(self, key: tuple[str, int], error: Exception) -> float:
+        """Remember a failure; when to try again, in seconds."""
+        if isinstance(error, EnvironmentFailure):
+            wait_s = 1.0  # storage, not the version
+        else:
+            _, before_s = self._failed.get(key, (0.0, 0.0))
+            wait_s = min(max(2 * before_s, _RETRY_LOAD_S), _MOST_RETRY_LOAD_S)
+        self._failed[key] = time.monotonic() + wait_s, wait_s
+        return wait_s
+
+    def _rest_s(self, key: tuple[str, int]) -> float:
+        """For how long a version that could not be loaded is not tried again; 0: it may be."""
+        until, _ = self._failed.get(key, (0.0, 0.0))
+        return max(0.0, until - time.monotonic())
 
     def _fetch_and_load(self, version: Version) -> Predictor:
         predictor = self._load(self._registry.fetch(version))

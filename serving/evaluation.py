@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from configs.section import Paths
 from data_pipeline.errors import DataError
@@ -104,7 +105,13 @@ def _add(judge: keras.Model, predictor: Predictor, rows: FileRows, label: str) -
     signature = predictor.signature
     layout = signature.layout
     columns = {name: rows.values(name, wanted) for name, wanted in signature.inputs.items()}
-    predictions = predictor.predict(columns)
+    try:
+        predictions = predictor.predict(columns)
+    except tf.errors.OpError as error:  # such as a number beyond an Embedding's
+        raise ModelFileError(
+            f"{predictor.path} cannot predict rows of {rows.path}: {reason_of(error)} Leave out "
+            "rows that the model cannot know."
+        ) from error
     labels = labels_of(rows, label, signature)
     weights = None
     if layout.weight is not None:
@@ -127,12 +134,24 @@ def take_batch(
     """
     try:
         judge.test_step((predictions, labels, weights))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, tf.errors.OpError) as error:
         raise ModelFileError(
             f"the loss and the metrics of {predictor.path} do not fit predictions of shape "
             f"{list(predictions.shape)} and labels {label!r} of shape {list(labels.shape)}: "
-            f"{error} Name the label that the model was trained on."
+            f"{reason_of(error)} Name the label that the model was trained on."
         ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """What Keras or TensorFlow said, as a sentence of bounded length.
+
+    An error of a graph tells first where each of its nodes was made, the reason last.
+    """
+    text = str(error.message) if isinstance(error, tf.errors.OpError) else str(error)
+    if text.startswith("Graph execution error"):
+        text = text.partition("[[{{node")[0].strip().rpartition("\n")[2]
+    text = " ".join(text.split())[:300]
+    return text if text.endswith(".") else f"{text}."
 
 
 def labels_of(rows: FileRows, label: str, signature: Signature) -> Array:

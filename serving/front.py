@@ -1,7 +1,8 @@
 """What happens to every request before and after its route: the gate of the service.
 
-Owns, in this order: a request id, the size of the body, the key, the rate, the answer to failures,
-the line in the log and the numbers. Routes below it see requests with an account, and raise.
+Owns, in this order: a request id, the declared size of the body, the key, the rate, the memory for
+the body, the answer to failures, the line in the log and the numbers. Routes below it see requests
+with an account and plain bodies, and raise.
 
 Failures are answered in the form that the protocol's clients read: `{"error": "text"}`, and below
 `/openai` an object with message, type, param and code. What was not expected becomes a 500 that
@@ -23,6 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.errors import EnvironmentFailure, LockstepError, UserError
 from serving.accounts import Account
+from serving.bodies import BodyBounds, Incoming, too_large
+from serving.body_memory import Hold
 from serving.errors import AuthenticationError, RefusedRequest, RequestError
 from serving.limits import retry_after
 from serving.service import Services
@@ -33,6 +36,7 @@ TIMEOUT = "lockstep-timeout-s"
 _LOG = logging.getLogger(__name__)
 _OPEN = {"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json"}
 _UPLOADS = ("/v1/files", "/openai/v1/files")
+_WITH_BODY = {"POST", "PUT", "PATCH"}
 _GOOD_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _ACCOUNT = "account"
 _ID = "request_id"
@@ -136,6 +140,7 @@ class Front:
     ) -> None:
         path: str = scope["path"]
         has_begun = False
+        hold: Hold | None = None
 
         async def send_once(message: Message) -> None:
             nonlocal has_begun
@@ -143,13 +148,18 @@ class Front:
             await send(message)
 
         try:
-            receive = self._bounded(path, headers, receive)
+            bounds = self._bounds(path)
+            length = _declared(headers, bounds)
             if path not in _OPEN and not (
                 path == "/metrics" and self._services.limits.is_metrics_public
             ):
                 account = await self._account(headers.get(b"authorization"))
                 scope[_ACCOUNT] = account
                 self._services.rates.admit(account)
+                if scope["method"] in _WITH_BODY:
+                    hold = Hold(self._services.bodies, account.user)
+                    encoding = headers.get(b"content-encoding", b"").decode("latin-1")
+                    receive = Incoming(receive, encoding, length, bounds, hold)
             await self._app(scope, receive, send_once)
         except (LockstepError, RequestError) as error:
             if isinstance(error, EnvironmentFailure):
@@ -167,6 +177,9 @@ class Front:
                 "internal",
             )
             await error_response(path, hidden)(scope, receive, send)
+        finally:
+            if hold is not None:
+                hold.end()
 
     async def _account(self, authorization: bytes | None) -> Account:
         scheme, _, key = (authorization or b"").partition(b" ")
@@ -182,28 +195,11 @@ class Front:
             account = await asyncio.to_thread(accounts.authenticate, text)
         return account
 
-    def _bounded(self, path: str, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        """A `receive` that gives no more than the bound; refuses what declares more, unread."""
+    def _bounds(self, path: str) -> BodyBounds:
         limits = self._services.limits
-        most = limits.upload_bytes if path.startswith(_UPLOADS) else limits.body_bytes
-        length = headers.get(b"content-length")
-        if length is not None:
-            if not length.isdigit() or len(length) > 18:
-                raise RefusedRequest("content-length must be a number of bytes.")
-            if int(length) > most:
-                raise _too_large(most)
-            return receive  # the server gives no more than was declared
-        got = 0
-
-        async def receive_some() -> Message:
-            nonlocal got
-            message = await receive()
-            got += len(message.get("body", b""))
-            if got > most:
-                raise _too_large(most)
-            return message
-
-        return receive_some
+        if path.startswith(_UPLOADS):  # goes to the disk as it comes
+            return BodyBounds(limits.upload_bytes, None, None, is_charged=False)
+        return BodyBounds(limits.body_bytes, limits.inflated_bytes, limits.most_timeout_s)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         services = self._services
@@ -229,10 +225,13 @@ def _wanted(scope: MutableMapping[str, Any]) -> dict[bytes, bytes]:
     return dict(scope["headers"])
 
 
-def _too_large(most: int) -> RefusedRequest:
-    return RefusedRequest(
-        f"the body is larger than {most} bytes, which are allowed here. Send it in parts, or as a "
-        "batch job.",
-        413,
-        "body_too_large",
-    )
+def _declared(headers: dict[bytes, bytes], bounds: BodyBounds) -> int | None:
+    """The declared length of a body; refuses what declares too much, unread."""
+    length = headers.get(b"content-length")
+    if length is None:
+        return None
+    if not length.isdigit() or len(length) > 18:
+        raise RefusedRequest("content-length must be a number of bytes.")
+    if int(length) > bounds.bytes:
+        raise too_large(bounds.bytes)
+    return int(length)

@@ -28,8 +28,11 @@ class _Bucket:
 class RequestRates:
     """Requests a second by user, in this process.
 
+    Requests are spread evenly among the processes of the service, and each admits its part. How
+    many there are changes with the load: who counts them says so with `share_among`.
+
     Args:
-        processes: Among how many the requests are spread; each admits its part.
+        processes: How many there are now.
         monotonic: Seconds.
     """
 
@@ -37,6 +40,15 @@ class RequestRates:
         self._processes = processes
         self._monotonic = monotonic
         self._buckets: dict[str, _Bucket] = {}
+
+    @property
+    def processes(self) -> int:
+        """Among how many processes the requests are spread, as far as is known."""
+        return self._processes
+
+    def share_among(self, processes: int) -> None:
+        """Admit the part of one among so many processes from now on."""
+        self._processes = max(1, processes)
 
     def admit(self, account: Account) -> None:
         """Take a token.

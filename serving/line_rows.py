@@ -102,8 +102,8 @@ def _raw_type(kind: Kind) -> pa.DataType:
 
 def _row_of(line: bytes, index: int, marks: Marks, is_enveloped: bool) -> Row:
     try:
-        value = json.loads(line)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        value = parsed_line(line)
+    except (ValueError, RecursionError) as error:
         marks.mark_row(index, "invalid_json_line", f"not JSON: {str(error)[:200]}")
         return {}
     if not isinstance(value, dict):
@@ -116,6 +116,19 @@ def _row_of(line: bytes, index: int, marks: Marks, is_enveloped: bool) -> Row:
     if message:
         marks.mark_row(index, "invalid_request", message)
     return {**row, CUSTOM_ID: value.get(CUSTOM_ID)}
+
+
+def parsed_line(line: bytes) -> Any:
+    """The value in a line of JSON, whose texts are Unicode.
+
+    Raises:
+        ValueError: It is not JSON, not UTF-8, or has half of a surrogate pair, as no column can.
+        RecursionError: It is too deep.
+    """
+    value = json.loads(line)
+    if b"\\u" in line:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def request_row(request: Row) -> tuple[Row, str]:
@@ -166,7 +179,7 @@ def _value(value: Any, kind: Kind) -> Any:
             return str(value)
         raise _BadValueError("wrong_type", f"is {type(value).__name__}; a text is needed")
     if kind == "int64":
-        if isinstance(value, int) and -(2**63) <= value < 2**63:
+        if isinstance(value, int) and fits_int64(value):
             return int(value)
         raise _BadValueError("wrong_type", f"is {type(value).__name__}; a whole number is needed")
     if isinstance(kind, str) or not kind:
@@ -175,6 +188,11 @@ def _value(value: Any, kind: Kind) -> Any:
     if len(flat) != math.prod(kind):
         raise _BadValueError("wrong_shape", f"has {len(flat)} numbers; the shape is {list(kind)}")
     return flat
+
+
+def fits_int64(value: int) -> bool:
+    """Whether a column of whole numbers can hold a value."""
+    return -(2**63) <= value < 2**63
 
 
 def _flat(value: Any, depth: int = 0) -> Any:
@@ -209,8 +227,17 @@ def _kept_column(rows: Sequence[Row], name: str, kind: str) -> pa.Array:
     found = [row.get(name) for row in rows]
     if kind == "json":
         return pa.array([None if v is None else json.dumps(v) for v in found], pa.string())
-    types: dict[str, Any] = {"int64": int, "double": (int, float), "bool": bool, "string": str}
-    fits = [v if isinstance(v, types[kind]) else None for v in found]
-    return pa.array(
-        [float(v) if kind == "double" and v is not None else v for v in fits], _KINDS[kind]
-    )
+    return pa.array([_kept_value(value, kind) for value in found], _KINDS[kind])
+
+
+_TYPES: dict[str, Any] = {"int64": int, "double": (int, float), "bool": bool, "string": str}
+
+
+def _kept_value(value: Any, kind: str) -> Any:
+    """A value of a kept column as its type has it; None where it has not."""
+    if not isinstance(value, _TYPES[kind]) or (kind == "int64" and not fits_int64(value)):
+        return None
+    try:
+        return float(value) if kind == "double" else value
+    except OverflowError:
+        return None

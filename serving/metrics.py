@@ -3,7 +3,8 @@
 Owns the text format and the summing. Counting is a dictionary entry and nothing else, for it
 happens several times a request. Several processes serve behind one address, and a scrape reaches
 one of them: each leaves its numbers in a file of a common folder once in a while, and whoever is
-asked adds up the files. Files of processes that have ended stay, so counters never fall; their
+asked adds up the files; how many of them are fresh tells how many processes there are. Files of
+processes that have ended stay, so counters never fall; their
 gauges no longer count.
 """
 
@@ -11,8 +12,9 @@ import bisect
 import contextlib
 import json
 import os
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ LATENCY_S = (
 BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 4_096, 16_384, 65_536)
 
 Labels = tuple[str, ...]
+
+_PRESENT_S = 5.0  # whoever left no numbers for so long is gone; they are left once a second
 
 
 @dataclass
@@ -76,10 +80,17 @@ class Metrics:
     Args:
         folder: Where all processes of the service leave their numbers; None: this one is alone.
         process: A name no other process of the service has or had.
+        clock: Seconds since 1970.
     """
 
-    def __init__(self, folder: Path | None = None, process: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        process: str = "",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._folder = folder
+        self._clock = clock
         self._process = process or f"{os.getpid()}-{os.urandom(4).hex()}"
         self._families: dict[str, Family] = {}
         model = ("model", "version")
@@ -153,6 +164,17 @@ class Metrics:
         waiting = self._folder / f".{self._process}"
         waiting.write_text(json.dumps(record))
         waiting.replace(self._folder / f"{self._process}.json")
+
+    def processes(self, kind: str) -> int:
+        """How many processes whose names begin with a kind leave numbers now; this one is one."""
+        if self._folder is None:
+            return 1
+        since = self._clock() - _PRESENT_S
+        count = 1
+        for path in self._folder.glob(f"{kind}*.json"):
+            with contextlib.suppress(OSError):  # it went between the two looks
+                count += path.stem != self._process and path.stat().st_mtime >= since
+        return count
 
     def render(self) -> str:
         """The text that Prometheus reads, over all processes of the service."""

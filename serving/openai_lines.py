@@ -6,7 +6,7 @@ from typing import Any
 
 from serving.batch_rows import RowSource, grouped_text
 from serving.errors import BatchError
-from serving.line_rows import CUSTOM_ID
+from serving.line_rows import CUSTOM_ID, parsed_line
 from serving.shards import Shard
 
 MAX_LINES = 50_000
@@ -71,8 +71,8 @@ def _problem(
     line: bytes, seen: set[str], model: str, url: str
 ) -> tuple[str, str, str | None] | None:
     try:
-        request = json.loads(line)
-    except (UnicodeDecodeError, ValueError, RecursionError):
+        request = parsed_line(line)
+    except (ValueError, RecursionError):
         return "invalid_json_line", "This line is not parseable as valid JSON.", None
     if not isinstance(request, dict):
         return "invalid_json_line", "This line is no JSON object.", None

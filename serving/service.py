@@ -9,12 +9,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.features import Array
 from serving.accounts import Account, Accounts
+from serving.body_memory import BodyMemory
 from serving.engine import Engine, LiveModel
 from serving.errors import DeadlineExceeded, InputError, NotFound, RefusedRequest
 from serving.limits import RequestRates, RowMeter
@@ -33,7 +35,7 @@ class ServiceLimits:
         inflated_bytes: Of a body after gzip or deflate.
         rows: In one request.
         timeout_s: Time for an answer, where the request does not say.
-        most_timeout_s: The longest time that a request may ask for.
+        most_timeout_s: The longest time that a request may ask for, and for a body to come.
         is_metrics_public: Whether /metrics answers without the key of an admin.
     """
 
@@ -58,12 +60,14 @@ class Services:
         metrics: Numbers for Prometheus.
         log: A line for each request.
         limits: Bounds of a request.
+        bodies: Bounds of the bodies of all requests together.
         batches: The service of batch jobs, where there is one: what `batch_routers` takes.
         batch_routers: Makes the routers of batch jobs from `batches` and what tells a request's
             account.
         name: Of the server, for its clients.
         version: Of Lockstep.
-        is_draining: Whether the service is about to end.
+        is_draining: Whether this process is about to end.
+        ending: A file that is there once the whole service is about to end, or None.
     """
 
     accounts: Accounts
@@ -73,11 +77,19 @@ class Services:
     metrics: Metrics = field(default_factory=Metrics)
     log: RequestLog = field(default_factory=RequestLog)
     limits: ServiceLimits = field(default_factory=ServiceLimits)
+    bodies: BodyMemory = field(default_factory=BodyMemory)
     batches: Any = None
     batch_routers: Callable[..., list[Any]] | None = None
     name: str = "lockstep"
     version: str = "0"
     is_draining: bool = False
+    ending: Path | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests should come here: the registry was read, and no end is near."""
+        is_ending = self.is_draining or (self.ending is not None and self.ending.exists())
+        return self.engine.is_ready and not is_ending
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 A shard is a stretch of rows that is computed, committed and, where its predictor died, repeated as
 one: some seconds of work. Shards begin at whole multiples of the rows that the model is called
-with, so every row has the same place in a batch of the same size however a job is cut and whoever
-computes it: predictions do not depend on the plan. A plan is made once a job and recorded.
+with (for inputs with very large rows one of its smaller sizes, chosen by the data), so every row
+has the same place in a batch of the same size however a job is cut and whoever computes it:
+predictions do not depend on the plan. A plan is made once a job and recorded.
 
 Parquet is cut by rows of a file, text (CSV, NDJSON) by bytes between records. Text is read through
 once for that, in blocks; a record of CSV ends at a line end outside of quotes. Lines with nothing
@@ -25,6 +26,10 @@ LEAST_S = 0.25
 MAX_SHARD_ROWS = 2**22
 MAX_SHARD_BYTES = 64 * 2**20
 MAX_ROW_BYTES = 16 * 2**20
+
+MAX_CALL_BYTES = 64 * 2**20
+"""Of the rows of one call of the model, as they are read; only a single row may have more."""
+MARK_BYTES = 8 * 2**20
 
 _BLOCK_BYTES = 4 * 2**20
 _LEAST_MARK_ROWS = 4_096
@@ -120,8 +125,18 @@ def mark_rows_for(batch_rows: int) -> int:
     return batch_rows * math.ceil(_LEAST_MARK_ROWS / batch_rows)
 
 
-def cut_text(stretches: Iterable[Piece], mark_rows: int, shard_rows: int) -> list[Shard]:
-    """Shards of stretches of text; see `TextScan.stretches`. At least `mark_rows` rows each."""
+def call_rows(sizes: Sequence[int], row_bytes: float) -> int:
+    """Rows of a call: the largest of a model's sizes whose rows fit `MAX_CALL_BYTES`."""
+    fitting = [size for size in sizes if size * row_bytes <= MAX_CALL_BYTES]
+    return max(fitting, default=min(sizes))
+
+
+def cut_text(stretches: Iterable[Piece], unit_rows: int, shard_rows: int) -> list[Shard]:
+    """Shards of stretches of text; see `TextScan.stretches`.
+
+    They begin at whole multiples of `unit_rows`, and have at least `shard_rows` rows, or bytes as
+    far as stretches allow.
+    """
     shards: list[Shard] = []
     pieces: list[Piece] = []
     first_row, held, size_bytes = 0, 0, 0
@@ -133,7 +148,7 @@ def cut_text(stretches: Iterable[Piece], mark_rows: int, shard_rows: int) -> lis
         pieces.append(stretch)
         held, size_bytes = held + stretch.rows, size_bytes + stretch.stop - stretch.start
         is_full = held >= shard_rows or size_bytes >= MAX_SHARD_BYTES
-        if held and is_full and (first_row + held) % mark_rows == 0:
+        if held and is_full and (first_row + held) % unit_rows == 0:
             shards.append(Shard(len(shards), first_row, held, tuple(pieces)))
             first_row, held, size_bytes, pieces = first_row + held, 0, 0, []
     if held:
@@ -176,19 +191,34 @@ class TextScan:
         file: Index of the file.
         offset: Where the first record begins.
         first_row: Number in the job of the first row.
-        mark_rows: A place to cut comes before each row whose number is a multiple of it.
+        mark_rows: A place to cut comes before each row whose number is a multiple of it,
         is_quoted: As in `split_records`.
+        unit_rows: and, where rows are large, before multiples of this, some megabytes apart.
+        carried_bytes: `left_bytes` of the file before.
+
+    Attributes:
+        rows: Rows so far.
+        longest: Bytes of the longest row.
+        widest: Bytes of so many rows as `unit_rows`, at most.
     """
 
     def __init__(
-        self, file: int, offset: int, first_row: int, mark_rows: int, is_quoted: bool
+        self,
+        file: int,
+        offset: int,
+        first_row: int,
+        mark_rows: int,
+        is_quoted: bool,
+        unit_rows: int | None = None,
+        carried_bytes: int = 0,
     ) -> None:
         self._scanner = _Scanner(is_quoted, offset)
         self._file, self._mark_rows, self._first_row = file, mark_rows, first_row
+        self._unit_rows = unit_rows or mark_rows
         self._cuts: list[tuple[int, int]] = []  # (row, offset)
-        self._begin = offset
-        self._end = offset
-        self.rows = 0
+        self._begin = self._end = self._cut_at = offset
+        self._window = offset - carried_bytes  # where the present `unit_rows` rows begin
+        self.rows = self.longest = self.widest = 0
 
     def feed(self, block: bytes) -> None:
         """The next block of the file.
@@ -204,6 +234,12 @@ class TextScan:
     def close(self) -> None:
         """There are no more blocks."""
         self._count(self._scanner.close())
+        self.widest = max(self.widest, self.left_bytes)
+
+    @property
+    def left_bytes(self) -> int:
+        """Bytes since the last row that is a multiple of `unit_rows`."""
+        return self._end - self._window
 
     def stretches(self) -> Iterator[Piece]:
         """The file from place to place, in order."""
@@ -216,15 +252,34 @@ class TextScan:
         count = len(records.starts)
         if not count:
             return
-        longest = int((records.ends - records.starts).max())
-        if longest > MAX_ROW_BYTES:
-            self._refuse(self.rows + int((records.ends - records.starts).argmax()) + 1)
-        first = self._first_row + self.rows
-        skipped = -first % self._mark_rows
-        for index in range(skipped, count, self._mark_rows):
-            if self.rows + index:
-                self._cuts.append((self.rows + index, int(records.starts[index])))
+        lengths = records.ends - records.starts
+        self.longest = max(self.longest, int(lengths.max()))
+        if self.longest > MAX_ROW_BYTES:
+            self._refuse(self.rows + int(lengths.argmax()) + 1)
+        skipped = -(self._first_row + self.rows) % self._unit_rows
+        places = records.starts[skipped :: self._unit_rows]
+        if len(places):
+            widths = np.diff(places, prepend=self._window)
+            self.widest = max(self.widest, int(widths.max()))
+            self._window = int(places[-1])
+            self._cut(places, self.rows + skipped)
         self.rows += count
+
+    def _cut(self, places: NDArray[np.int64], row: int) -> None:
+        """Choose among places that are `unit_rows` apart, the first of them before `row`."""
+        at = 0
+        while True:
+            by_rows = (-(self._first_row + row) // self._unit_rows - at) % (
+                self._mark_rows // self._unit_rows
+            )
+            by_bytes = int(np.searchsorted(places, self._cut_at + MARK_BYTES))
+            at = min(at + by_rows, max(at, by_bytes))
+            if at >= len(places):
+                return
+            self._cut_at = int(places[at])
+            if row + at * self._unit_rows:
+                self._cuts.append((row + at * self._unit_rows, self._cut_at))
+            at += 1
 
     def _refuse(self, row: int) -> None:
         raise BatchError(

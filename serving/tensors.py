@@ -65,7 +65,7 @@ class InferRequest:
         outputs: The outputs that were asked for: name and whether as bytes; None: the one there
             is.
         is_binary: Whether outputs come as bytes where none was named.
-        timeout_us: How long the request may wait, or None.
+        timeout_us: How long the request may wait; any size of number, or None.
     """
 
     id: str | None
@@ -102,8 +102,10 @@ def read_infer(document: dict[str, Any], tail: memoryview) -> InferRequest:
             f"{len(tail)} bytes follow the JSON part; its binary_data_size add up to {offset}."
         )
     timeout = parameters.get("timeout")
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float)):
-        raise RefusedRequest("parameters.timeout must be a number of microseconds.")
+    if timeout is not None and (
+        isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0
+    ):
+        raise RefusedRequest("parameters.timeout must be a number of microseconds, 0 or more.")
     return InferRequest(
         identity,
         columns,
@@ -169,7 +171,16 @@ def _read_tensor(
             "are left of the body."
         )
     part = tail[offset : offset + size]
-    return read_bytes(name, datatype, part, count).reshape(shape), offset + size
+    return _shaped(name, read_bytes(name, datatype, part, count), shape), offset + size
+
+
+def _shaped(name: str, values: Array, shape: Sequence[int]) -> Array:
+    try:
+        return values.reshape(shape)
+    except (ValueError, OverflowError):  # no elements, and an axis that no array has
+        raise RefusedRequest(
+            f"input {name!r}: shape {str(list(shape))[:100]} is that of no array."
+        ) from None
 
 
 def read_bytes(name: str, datatype: str, part: memoryview, count: int) -> Array:

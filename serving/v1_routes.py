@@ -18,7 +18,6 @@ from serving.bodies import (
     check_is_json,
     media_type,
     parse_object,
-    read_body,
     worked_on,
 )
 from serving.engine import LiveModel
@@ -80,11 +79,15 @@ class _V1:
         services, account = self._services, account_of(request)
         deadline = deadline_of(request, services)
         live = await find_model(services, account, target_of(request), deadline)
-        body = await read_body(request, services.limits.inflated_bytes)
+        body = await request.body()
         kind = media_type(request)
         if kind in TABLES:
+            limits = services.limits
             rows = await worked_on(
-                lambda: rows_of_table(live.predictor, body, kind, services.limits.rows), len(body)
+                lambda: rows_of_table(
+                    live.predictor, body, kind, limits.rows, limits.inflated_bytes
+                ),
+                len(body),
             )
             out = await predict(services, account, live, rows, deadline)
             return await worked_on(lambda: _table(request, live, out, kind), out.nbytes)

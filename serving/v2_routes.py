@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from data_pipeline.features import Array
-from serving.bodies import check_is_json, parse_object, read_body, worked_on
+from serving.bodies import check_is_json, parse_object, worked_on
 from serving.engine import LiveModel
 from serving.errors import NotFound, RefusedRequest
 from serving.front import account_of, deadline_of
@@ -79,8 +79,8 @@ class _V2:
         return _json({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """Whether requests are taken."""
-        is_ready = self._services.engine.is_ready and not self._services.is_draining
+        """Whether requests should come."""
+        is_ready = self._services.is_ready
         return _json({"ready": is_ready}, 200 if is_ready else 503)
 
     async def models(self, request: Request) -> Response:
@@ -174,14 +174,15 @@ class _V2:
         services, account = self._services, account_of(request)
         deadline = deadline_of(request, services)
         live = await find_model(services, account, _target(request), deadline)
-        body = await read_body(request, services.limits.inflated_bytes)
+        body = await request.body()
         length = request.headers.get(HEADER_LENGTH)
         if length is None:
             check_is_json(request)
         wanted, rows = await worked_on(lambda: _read(live, body, length), len(body))
         name, is_binary = _output(wanted, output_spec(live.predictor.signature))
-        if wanted.timeout_us:
-            deadline = min(deadline, time.monotonic() + wanted.timeout_us / 1e6)
+        if wanted.timeout_us:  # bounded first: a whole number in JSON may exceed every float
+            bounded_us = min(wanted.timeout_us, services.limits.most_timeout_s * 1e6)
+            deadline = min(deadline, time.monotonic() + bounded_us / 1e6)
         out = await predict(services, account, live, rows, deadline)
         head = {"model_name": live.version.name, "model_version": str(live.version.number)}
         if wanted.id is not None:

@@ -212,7 +212,7 @@ def _no_worse(check: NoWorseConfig, evidence: Evidence, part: _Part, resamples: 
             resamples=resamples,
             shape=evidence.shapes.get(name, "mean"),
             is_relative=check.scale == "relative",
-            is_more_better=is_more_better(name),
+            is_more_better=_is_more(check),
         )
     except ValueError as error:
         return Check("no_worse", name, part.where, False, f"{name}{part.place}: {error}")
@@ -240,7 +240,7 @@ def _plainly(check: NoWorseConfig, evidence: Evidence, part: _Part) -> Check:
         ours,
         theirs,
         is_relative=check.scale == "relative",
-        is_more_better=is_more_better(name),
+        is_more_better=_is_more(check),
     )
     numbers = {"candidate": ours, "champion": theirs, "worse": worse, "allowed": check.by}
     reason = (
@@ -298,6 +298,10 @@ def _size(bound_mb: float, size_bytes: int) -> Check:
 def _missing(name: str, known: Mapping[str, float]) -> str:
     measured = ", ".join(known) or "none"
     return f"no metric {name!r}; {measured} were measured.{did_you_mean(name, known)}"
+
+
+def _is_more(check: NoWorseConfig) -> bool:
+    return is_more_better(check.metric) if check.mode == "auto" else check.mode == "max"
 
 
 def _difference(worse: float, check: NoWorseConfig) -> str:

@@ -1,8 +1,9 @@
 """The process that imports: from a model file to an artifact folder.
 
 Run as `python -m trainer.import_worker` by `trainer.importing`, which limits it; reads a request on
-standard input, prints one line with the answer. The file is checked (`trainer.safety`) before Keras
-or TensorFlow see it. What was written is loaded again as serving does, and must predict the same.
+standard input, prints one line with the answer. The file is checked (`trainer.safety`,
+`trainer.graph_safety`) before Keras or TensorFlow see it. What was written is loaded again as
+serving does, and must predict the same.
 """
 
 import ctypes
@@ -32,6 +33,7 @@ from data_pipeline.features import InputLayout
 from data_pipeline.naming import name_columns, unlabelled_layout
 from trainer.errors import ImportRefused
 from trainer.export import write_artifact, write_manifest
+from trainer.graph_safety import check_saved_model
 from trainer.importing import ImportRequest, print_answer
 from trainer.legacy.archive import is_old_archive, read_old_archive
 from trainer.legacy.file import OldModel, is_old_h5, read_old_h5
@@ -39,7 +41,7 @@ from trainer.legacy.network import rebuild
 from trainer.legacy.saved_model import read_old_saved_model
 from trainer.legacy.training import compile_as_before
 from trainer.model import with_one_input
-from trainer.safety import check_config, check_h5, check_saved_model, unpack_archive
+from trainer.safety import check_config, check_h5, unpack_archive
 from trainer.servable import write_servable
 
 _PR_SET_PDEATHSIG = 1

@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,8 +26,10 @@ WORKER = "trainer.import_worker"
 """The module that imports, in the process."""
 
 _MARK = "lockstep-import:"
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "TZ")
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "TZ")
 _POLL_S = 0.05
+_MAX_TIMEOUT_S = 604_800.0
+_MIN_MEMORY_MB, _MAX_MEMORY_MB = 1_000, 100_000_000
 _WRITTEN_FACTOR = 4  # of the memory, in a single file
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TAIL_CHARACTERS = 1500
@@ -93,30 +96,41 @@ def import_model(request: ImportRequest) -> Imported:
             f"there is no model at {path}; a .keras or .h5 file or a SavedModel folder is allowed. "
             "Check the path."
         )
-    if request.timeout_s <= 0 or request.memory_mb < 1000:
-        raise UserError(
-            f"received a limit of {request.timeout_s:g} s and {request.memory_mb} MB; more than 0 "
-            "s and at least 1000 MB are allowed, because TensorFlow alone takes several hundred."
+    _check_limits(request)
+    with tempfile.TemporaryDirectory(prefix="lockstep-import-", ignore_cleanup_errors=True) as room:
+        process = subprocess.Popen(
+            [sys.executable, "-m", WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is the caller's; it ends the process below
+            # What it leaves in its temporary folder goes when it is ended, however that is.
+            env={**_environment(os.environ), "TMPDIR": room},
         )
-    process = subprocess.Popen(
-        [sys.executable, "-m", WORKER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is the caller's; it ends the process below
-        env=_environment(os.environ),
-    )
-    try:
-        _limit(process.pid, request)
-        output, errors, fate = _watched(process, request)
-    finally:
-        _end(process)
+        try:
+            _limit(process.pid, request)
+            output, errors, fate = _watched(process, request)
+        finally:
+            _end(process)
     answer = _find_answer(output)
     if answer is None:
         raise ImportFailure(_explain(process.returncode, fate, errors, request))
     if "refused" in answer:
         raise ImportRefused(answer["refused"])
     return Imported(**answer)
+
+
+def _check_limits(request: ImportRequest) -> None:
+    if not 0 < request.timeout_s <= _MAX_TIMEOUT_S:  # not for NaN either
+        raise UserError(
+            f"--timeout-s received {request.timeout_s:g}; more than 0 and at most "
+            f"{_MAX_TIMEOUT_S:g} s, a week, are allowed. Change it."
+        )
+    if not _MIN_MEMORY_MB <= request.memory_mb <= _MAX_MEMORY_MB:
+        raise UserError(
+            f"--memory-mb received {request.memory_mb}; {_MIN_MEMORY_MB} to {_MAX_MEMORY_MB} MB "
+            "are allowed: TensorFlow alone takes several hundred. Change it."
+        )
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -145,8 +159,11 @@ def _limit(pid: int, request: ImportRequest) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_DATA, 2 * size + 2_000_000_000),
     ]
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        for kind, value in limits:
+    for kind, value in limits:
+        _, hard = resource.getrlimit(kind)  # the child's own is the same
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)  # a limit that is there already is not raised
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             resource.prlimit(pid, kind, (value, value))
 
 

@@ -15,11 +15,12 @@ twice where its process died before it was recorded, so each must be safe to rep
 records itself in the transaction that moves the alias, and is never repeated.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from configs.errors import LockstepError
+from configs.errors import EnvironmentFailure, LockstepError
 from registry.leases import Heartbeat
 from registry.pipelines import PipelineRun, PipelineStore, Result
 
@@ -172,7 +173,8 @@ class Course:
         elif run.digest != self.digest:
             reason = "the pipeline file has changed since"
         else:
-            reason = steps_of(run.run_id).stale(self.store.results(run.run_id))
+            with _failures_of("stale"):
+                reason = steps_of(run.run_id).stale(self.store.results(run.run_id))
         if not reason:
             return run, ""
         self._end(run.run_id, "abandoned", None, reason)
@@ -185,9 +187,11 @@ class Course:
                 continue
             self.heartbeat.check()
             if name == "promote":
-                result = self._promote(run_id, steps, done)
+                with _failures_of(name):
+                    result = self._promote(run_id, steps, done)
             else:
-                result = getattr(steps, name)(done)
+                with _failures_of(name):
+                    result = getattr(steps, name)(done)
                 self.store.record(self.heartbeat.lease, run_id, name, result, self.clock())
             done[name] = result
             told.step(name, result)
@@ -214,6 +218,18 @@ class Course:
         said: str,
     ) -> None:
         self.store.end(self.heartbeat.lease, run_id, status, decision, said, self.clock())
+
+
+@contextlib.contextmanager
+def _failures_of(step: str) -> Iterator[None]:
+    """What the machine refuses to a step: a folder that is not writable, a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"the step {step} failed: {error}. Mend the place or name another one (runs_dir), and "
+            "run again: it goes on from this step."
+        ) from error
 
 
 def _ending(done: Done) -> tuple[Decision, tuple[str, ...]]:

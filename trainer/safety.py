@@ -1,8 +1,8 @@
 """What a model file may hold: checked before Keras or TensorFlow see any of it.
 
 A model file is a program of somebody's. Owns what is allowed: Keras's own classes by name, from the
-catalogue; operations of TensorFlow that neither run Python nor touch files; archives and HDF5 files
-that reach nowhere but into themselves and do not grow out of proportion. Nothing here executes or
+catalogue; archives and HDF5 files that reach nowhere but into themselves and do not grow out of
+proportion. Graphs of SavedModels are checked by `trainer.graph_safety`. Nothing here executes or
 instantiates anything of the file.
 """
 
@@ -11,11 +11,10 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import h5py
 import keras
-from tensorflow.core.protobuf import saved_model_pb2
 
 from configs.catalog import catalog
 from trainer.errors import ImportRefused
@@ -48,14 +47,6 @@ _DIALS_OUT = ("vocabulary", "idf_weights", "filepath")
 _OPERATION = re.compile(r"[A-Z]\w*")
 _IN_ARCHIVE = re.compile(r"(metadata\.json|config\.json|model\.weights\.(h5|npz)|assets/[\w./ -]*)")
 _GROWTH = 200
-
-# Operations that run Python, touch files or the network, or hand tensors to somebody else.
-_FORBIDDEN = re.compile(
-    r"PyFunc|File|Reader|Writer|Save|Restore|Checkpoint|Dataset|Iterator|Debug|Print|Summary|Rpc|"
-    r"Dump|ImmutableConst|LMDB|Socket|CustomCall|HostCompute|_Send|_Recv|Outfeed|Infeed|"
-    r"GenerateVocab|LoadAndRemap|Timestamp|Getenv|Shell|BigQuery|Plugin|Tpu|TPU"
-)
-_SAVES = re.compile(r"__inference__traced_(save|restore)\w*|.*_traced_(save|restore)_\d+")
 
 
 def check_config(value: Any, depth: int = 0) -> None:
@@ -231,66 +222,3 @@ def _items(group: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, 
         yield f"{prefix}/{name}", item
         if isinstance(item, h5py.Group):
             yield from _items(item, f"{prefix}/{name}", depth + 1)
-
-
-def check_saved_model(folder: Path, trusts: bool) -> None:
-    """Whether a SavedModel keeps to itself, and its operations to their tensors.
-
-    Raises:
-        ImportRefused: It holds an operation that runs Python or touches files, or a link.
-    """
-    for path in folder.rglob("*"):
-        if path.is_symlink():
-            raise ImportRefused(
-                f"{path.relative_to(folder)} is a link to elsewhere; plain files are allowed. Copy "
-                "the folder with its files."
-            )
-    if trusts:
-        return
-    saved = saved_model_pb2.SavedModel()
-    try:
-        saved.ParseFromString((folder / "saved_model.pb").read_bytes())
-    except Exception as error:
-        raise ImportRefused(
-            f"{folder.name}/saved_model.pb is no SavedModel ({error}). Copy the folder again."
-        ) from error
-    for graph in saved.meta_graphs:
-        saver = {graph.saver_def.save_tensor_name, graph.saver_def.restore_op_name}
-        has_saver = any(saver)
-        for node in graph.graph_def.node:
-            _check_operation(node.op, "the graph", has_saver)
-        for function in graph.graph_def.library.function:
-            name = function.signature.name
-            is_saver = bool(_SAVES.fullmatch(name))
-            for node in function.node_def:
-                _check_operation(node.op, name, is_saver)
-                if not is_saver:
-                    _check_calls(node, name)
-        for name in graph.object_graph_def.concrete_functions:
-            if _SAVES.fullmatch(name):
-                _refuse_operation(name, "functions that can be called")
-
-
-_OF_SAVERS = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename", "ShardedFilespec"}
-
-
-def _check_operation(operation: str, where: str, is_saver: bool) -> None:
-    if is_saver and operation in _OF_SAVERS:
-        return
-    if _FORBIDDEN.search(operation):
-        _refuse_operation(operation, where)
-
-
-def _check_calls(node: Any, where: str) -> None:
-    """Whether an operation calls what only the saver may: it writes and reads files."""
-    for attribute in node.attr.values():
-        for called in [attribute.func, *attribute.list.func]:
-            if _SAVES.fullmatch(called.name):
-                _refuse_operation(called.name, where)
-
-
-def _refuse_operation(operation: str, where: str) -> NoReturn:
-    raise ImportRefused(
-        f"the SavedModel's {where} has the operation {operation}, which can run code or reach "
-        f"files; operations on tensors are allowed. {TRUST}"
-    )

@@ -10,6 +10,8 @@ import typer
 
 from configs.errors import UserError
 from lockstep.commands.manifests import (
+    PriorityClass,
+    WorkerMemory,
     follow_run,
     is_kubernetes,
     kubernetes_jobs,
@@ -44,7 +46,9 @@ def submit(
     queue: Annotated[
         bool, typer.Option("--queue", help="Wait in the cluster's queue for room and one's turn.")
     ] = False,
-    priority: Annotated[int, typer.Option(help="In the queue: greater goes first.")] = 0,
+    priority: Annotated[
+        int, typer.Option(min=-10, max=10, help="In the queue: greater goes first.")
+    ] = 0,
     user: User = None,
     run_id: Annotated[
         str | None, typer.Option(help="Name of the run; submitting it again starts no second one.")
@@ -57,6 +61,8 @@ def submit(
         str | None,
         typer.Option(help="Folder on the cluster for relative paths; this folder's path without."),
     ] = None,
+    worker_memory: WorkerMemory = None,
+    priority_class: PriorityClass = None,
     any_version: Annotated[
         bool, typer.Option("--any-version", help="Submit although versions differ.")
     ] = False,
@@ -70,6 +76,12 @@ def submit(
     """Send a job to a cluster; it runs there whatever becomes of this machine."""
     if priority and not queue:
         raise UserError("--priority has no effect without --queue. Add it, or leave --priority.")
+    on_kubernetes = kubernetes or is_kubernetes(address)
+    if on_kubernetes:
+        _check_kubernetes(address, queue, cluster_dir)
+    elif worker_memory or priority_class:
+        name = "--worker-memory" if worker_memory else "--priority-class"
+        raise UserError(f"{name} has no effect without --kubernetes. Add it, or leave {name}.")
     from configs.load import load_job
 
     changes = [*(overrides or []), *([f"cluster.workers={workers}"] if workers else [])]
@@ -77,27 +89,26 @@ def submit(
     from lockstep.submit import SubmitOptions, check, packing, sent_files
 
     terminal = console(is_stderr=True)
-    if kubernetes or is_kubernetes(address):
-        if queue:
-            raise UserError("--queue has no effect on Kubernetes, where Kueue decides. Leave it.")
-        where = address if is_kubernetes(address) else "kubernetes"
-        runs, view = submit_to_kubernetes(
-            loaded, where or "", run_id, user or getpass.getuser(), env or []
-        )
+    whose = user or getpass.getuser()
+    sending = SubmitOptions(run_id, cluster_dir, env or [], any_version)
+    if on_kubernetes:
+        from lockstep.manifests import RunOptions
+
+        options = RunOptions(worker_memory, priority_class, whose)
+        runs, view = submit_to_kubernetes(loaded, address or "kubernetes", sending, options)
         print(f"{view.run_id}: {view.status}", file=sys.stderr)
         if follow or not is_json:
             follow_run(runs, view.run_id, is_json)
         else:
             print_json(asdict(view))
         return
-    with packing(loaded, SubmitOptions(run_id, cluster_dir, env or [])) as packed:
+    with packing(loaded, sending) as packed:
         sent = sent_files(packed)
         for name, size in sent.items():
             terminal.print(f"sends {name} ({size:,} bytes)", highlight=False)
         cluster = _cluster(address)
         for warning in check(packed, cluster.look(packed), any_version):
             terminal.print(f"warning: {warning}", highlight=False)
-        whose = user or getpass.getuser()
         if queue:
             view = cluster.enqueue(packed, whose, priority)
         else:
@@ -138,6 +149,22 @@ def status(run: RunId, address: HeadAddress = None, is_json: Json = False) -> No
     print(f"on the cluster: {view.run_folder}")
     if view.message:
         print(view.message)
+
+
+def _check_kubernetes(address: str | None, queue: bool, cluster_dir: str | None) -> None:
+    """Refuse what would have no effect there."""
+    if address and not is_kubernetes(address):
+        raise UserError(
+            f"received --kubernetes, and --address (or LOCKSTEP_ADDRESS) {address}; one of them is "
+            "allowed. Leave the one, or give --address kubernetes://NAMESPACE."
+        )
+    if queue:
+        raise UserError("--queue has no effect on Kubernetes, where Kueue decides. Leave it.")
+    if cluster_dir:
+        raise UserError(
+            "--cluster-dir has no effect on Kubernetes, where relative paths start from the volume "
+            "that the template mounts. Leave it."
+        )
 
 
 @jobs_app.command()

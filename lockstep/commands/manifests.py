@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from cluster.submit import Packed, RunView
     from configs.schema import Job
     from lockstep.kubernetes_jobs import KubernetesJobs
+    from lockstep.manifests import RunOptions
+    from lockstep.submit import SubmitOptions
 
 Overlay = Annotated[
     str, typer.Option(help="A name below deploy/overlays, or a folder with a kustomization.yaml.")
@@ -48,10 +50,12 @@ def render(
 
     loaded = load_job(job, list(overrides or []))  # a mistake is told before Ray is imported
     from lockstep import kustomize, manifests
+    from lockstep.submit import SubmitOptions
 
     template = manifests.training_template(kustomize.render(kustomize.overlay_folder(overlay)))
     options = manifests.RunOptions(worker_memory, priority_class)
-    with _packed(loaded, template, run_id or manifests.default_run_id(loaded)) as (packed, whole):
+    name = run_id or manifests.default_run_id(loaded)
+    with _packed(loaded, template, SubmitOptions(name, is_reproducible=True)) as (packed, whole):
         options = replace(options, standbys=whole.cluster.standbys)
         objects = manifests.run_manifests(template, packed, options)
     if is_json:
@@ -96,34 +100,40 @@ def leave(
 
 
 def submit_to_kubernetes(
-    job: "Job", address: str, run_id: str | None, user: str, secrets: list[str]
+    job: "Job", address: str, sending: "SubmitOptions", options: "RunOptions"
 ) -> "tuple[KubernetesJobs, RunView]":
     """Send a job as a RayJob; returns the namespace's runs, and the run."""
     from lockstep import manifests
 
-    if secrets:
+    if sending.secrets:
         raise UserError(
-            f"--env received {', '.join(secrets)}; on Kubernetes runs have the secrets that the "
-            "template refers to. Put them into the secret lockstep-object-store."
+            f"--env received {', '.join(sending.secrets)}; on Kubernetes runs have the secrets "
+            "that the template refers to. Put them into the secret lockstep-object-store."
         )
     jobs = kubernetes_jobs(address)
     template = jobs.template
-    with _packed(job, template, run_id or manifests.new_run_id(job)) as (packed, loaded):
-        options = manifests.RunOptions(user=user, standbys=loaded.cluster.standbys)
+    sending = replace(sending, run_id=sending.run_id or manifests.new_run_id(job))
+    with _packed(job, template, sending) as (packed, loaded):
+        here = packed.versions.get("ray")
+        for warning in manifests.check_ray(template, here, sending.is_any_version):
+            print(f"warning: {warning}", file=sys.stderr)
+        options = replace(options, standbys=loaded.cluster.standbys)
         return jobs, jobs.status(jobs.submit(packed, options))
 
 
 @contextmanager
-def _packed(job: "Job", template: dict[str, Any], run_id: str) -> "Iterator[tuple[Packed, Job]]":
+def _packed(
+    job: "Job", template: dict[str, Any], sending: "SubmitOptions"
+) -> "Iterator[tuple[Packed, Job]]":
     """A job as it travels, with what the template says of all runs."""
     from configs.load import load_job
     from lockstep import manifests
-    from lockstep.submit import SubmitOptions, packing
+    from lockstep.submit import packing
 
-    manifests.check_run_id(run_id)
+    manifests.check_run_id(sending.run_id or "")
     whole = load_job(job, manifests.checkpoint_overrides(template, job))
-    options = SubmitOptions(run_id, cluster_dir=manifests.volume_folder(template))
-    with packing(whole, options) as packed:
+    sending = replace(sending, cluster_dir=manifests.volume_folder(template))
+    with packing(whole, sending) as packed:
         yield packed, whole
 
 

@@ -129,7 +129,6 @@ def promote(
 ) -> None:
     """Point an alias (champion) to a version, at once for all who look. Its files are verified."""
     from lockstep import models
-    from registry.errors import ArtifactFailure
     from registry.store import ANY
 
     if "/" not in model and "@" not in model:
@@ -140,12 +139,7 @@ def promote(
     condition = ANY if expected is None else _number_or_none(expected)
     registry = models.open_registry()
     version = registry.resolve(model)
-    wrong = registry.verify(version)
-    if wrong:
-        raise ArtifactFailure(
-            f"{version} is not what was registered: {'; '.join(wrong[:5])} in {version.artifact}. "
-            "Nothing was promoted; restore the files from a copy, or promote another version."
-        )
+    registry.require_intact(version)
     move = registry.set_alias(
         version.name,
         alias,

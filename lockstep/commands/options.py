@@ -1,9 +1,7 @@
 """What commands share: options by their meaning, and how results are printed."""
 
 import contextlib
-import json
 import logging
-import math
 import os
 import signal
 import sys
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from configs.errors import UserError
+from lockstep.finite import dump_finite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +30,7 @@ Address = Annotated[
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output; null for what JSON cannot say."""
-    print(json.dumps(_finite(value), indent=2))
+    print(dump_finite(value, indent=2))
 
 
 def console(is_stderr: bool) -> "Console":
@@ -77,11 +76,3 @@ def numbers(option: str, text: str) -> list[int]:
 def names(text: str) -> list[str]:
     """Names with commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(element) for key, element in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(element) for element in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

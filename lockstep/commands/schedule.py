@@ -104,6 +104,12 @@ def start(name: Name, is_json: Json = False) -> None:
             f"no scheduler is at work that could start {name}. Start one by `lockstep schedule "
             f"run`, or run the pipeline here: lockstep retrain {schedule.pipeline}"
         )
+    if not schedule.is_active:
+        raise UserError(
+            f"the scheduler at work does not look after {name}: {schedule.pipeline} is none of its "
+            "files, or has no such name or no section schedule any more. `lockstep schedule list` "
+            "shows what has next runs."
+        )
     is_new = store.ask(TickRecord(name, int(_clock()()), is_by_hand=True))
     if is_json:
         print_json({"schedule": name, "is_queued": True, "is_new": is_new})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,59 @@ def test_the_rerun_ends_right(tmp_path: Path, point: str, environment: dict[str,
     result = finish(path, environment)
     assert (result["decision"], result["version"], result["is_resumed"]) == ("promoted", 1, True)
     check(tmp_path, result)
+
+
+@pytest.fixture(scope="module")
+def with_champion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a home and a champion, trained from its data; each test takes a copy."""
+    folder = tmp_path_factory.mktemp("before")
+    path = write_pipeline(folder, make_pipeline(write_data(folder / "rows"), folder / "runs"))
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    assert finish(path, {**environment, "LOCKSTEP_HOME": str(folder / "home")})["version"] == 1
+    return folder
+
+
+@pytest.mark.parametrize("point", POINTS[POINTS.index("before evaluate") :])
+def test_beside_a_champion_a_refused_candidate_changes_nothing(
+    tmp_path: Path, point: str, with_champion: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The champion stays, through death and rerun, at each step that knows of it."""
+    home = tmp_path / "home"
+    shutil.copytree(with_champion / "home", home)
+    monkeypatch.setenv("LOCKSTEP_HOME", str(home))
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    rows = tmp_path / "rows"
+    shutil.copytree(with_champion / "rows", rows)
+    (source, *_) = sorted((rows / "train").glob("*.parquet"))
+    shutil.copyfile(source, source.with_name("newer.parquet"))
+    bad = make_pipeline(rows, tmp_path / "runs", gate__thresholds=[{"metric": "mae", "max": 1e-6}])
+    path = write_pipeline(tmp_path, bad)
+    process = start(path, point, environment)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, errors
+    assert _state() == (1, [1])
+    result = finish(path, environment)
+    assert (result["decision"], result["version"], result["champion"]) == ("kept", 2, 1)
+    assert result["is_resumed"]
+    assert _state() == (1, [1])
+    database = Database()
+    registry = Registry(database)
+    assert [v.number for v in registry.versions(MODEL)] == [1, 2]
+    assert registry.version(MODEL, 2).tags["gate"] == "refused"
+    assert all(registry.verify(version) == [] for version in registry.versions(MODEL))
+    database.close()
+    (folder,) = (tmp_path / "runs" / MODEL).iterdir()
+    assert len(events_of(folder, "done")) == 1
+
+
+def _state() -> tuple[int, list[int | None]]:
+    """The champion, and where it was moved to so far."""
+    database = Database()
+    registry = Registry(database)
+    champion = registry.resolve(MODEL).number
+    moves = [move.to_number for move in registry.history(MODEL, "champion")]
+    database.close()
+    return champion, moves
 
 
 def test_a_training_that_was_killed_goes_on(tmp_path: Path, environment: dict[str, str]) -> None:

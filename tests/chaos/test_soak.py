@@ -30,7 +30,10 @@ def test_fifty_deaths_leave_no_trace(rows: Path, tmp_path: Path) -> None:
         chaos_job(rows, tmp_path / "runs", **patient), options=TrainOptions(chaos="; ".join(faults))
     )
     assert_fired(run, "; ".join(faults))
-    assert len(events_of(run.folder, "failure")) == DEATHS
+    # Two that die in one call of the compiled loop are one failure; nobody died unasked.
+    struck = {event["generation"] for event in events_of(run.folder, "chaos")}
+    failed = [event["generation"] for event in events_of(run.folder, "failure")]
+    assert failed == sorted(struck)
     assert_untouched(run, quiet)
 
 

@@ -220,3 +220,9 @@ def test_a_job_goes_its_way_and_on_after_a_crash(tmp_path, database_url):
     assert output(found)["id"].equals(table["id"])
     assert place.service.delete_output(place.account, name).output_bytes == 0
     place.close()
+
+
+@pytest.mark.parametrize("name", ["\0", "-\0", "_x\0y"])
+def test_what_no_database_can_hold_is_not_there(store, name):
+    assert store.file(f"file{name}") is None
+    assert store.job(f"batch{name}") is None

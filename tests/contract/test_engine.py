@@ -12,6 +12,7 @@ import pytest
 from serving.engine import EngineLimits
 from serving.errors import NotFound, Unavailable
 from serving.lane import LaneLimits
+from serving.metrics import Metrics
 from serving.service import ServiceLimits
 from tests.support.service import Service, load_small, running_service
 
@@ -147,6 +148,67 @@ def test_models_leave_by_least_use_when_memory_is_full(tmp_path: Path) -> None:
     run(tmp_path, scenario, engine=EngineLimits(memory_bytes=40 * 2**20))
 
 
+def test_models_that_come_in_at_once_stay_within_the_memory(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        engine = service.services.engine
+        for name in "abcd":
+            service.promote(name, service.register(name))
+            await service.moved(name, 1)
+        most = 0.0
+
+        async def watch() -> None:
+            nonlocal most
+            while True:
+                most = max(most, service.services.metrics.loaded_bytes.values.get((), 0.0))
+                await asyncio.sleep(0)
+
+        watcher = asyncio.create_task(watch())
+        paths = [f"/v1/models/{name}:predict" for name in "abcd"]
+        assert await asyncio.gather(*(predicted(service, path) for path in paths)) == [1.0] * 4
+        watcher.cancel()
+        assert sum(engine.is_loaded(name, 1) for name in "abcd") == 2
+        assert most <= 40 * 2**20
+
+    run(tmp_path, scenario, engine=EngineLimits(memory_bytes=40 * 2**20))
+
+
+def test_a_version_that_cannot_be_loaded_drives_others_out_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(service: Service) -> None:
+        engine, loads = service.services.engine, service.services.metrics.loads
+        for name, factor in (("good", 1.0), ("broken", -1.0)):
+            service.promote(name, service.register(name, factor=factor))
+            await service.moved(name, 1)
+        for attempt in range(4):
+            assert await predicted(service, "/v1/models/good:predict") == 1.0
+            refused = await service.client.post("/v1/models/broken:predict", json=BODY)
+            assert refused.status_code == 503
+            assert 20 <= int(refused.headers["retry-after"]) <= 30
+            assert engine.is_loaded("good", 1) == (attempt > 0)
+        assert loads.values["broken", "1", "failed"] == 1
+        waits = []
+        for _ in range(7):  # it is tried again when the wait is over, ever more rarely
+            now.shift += 1_000
+            refused = await service.client.post("/v1/models/broken:predict", json=BODY)
+            waits.append(int(refused.headers["retry-after"]))
+        assert waits == [60, 120, 240, 480, 960, 960, 960]
+        assert loads.values["broken", "1", "failed"] == 8
+
+    now = _Shifted()
+    monkeypatch.setattr("serving.engine.time", now)
+    run(tmp_path, scenario, engine=EngineLimits(memory_bytes=20 * 2**20))
+
+
+class _Shifted:
+    """The clock of the engine, set forward by a test."""
+
+    shift = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.shift
+
+
 def test_requests_outlive_the_unloading_of_their_model(tmp_path: Path) -> None:
     async def scenario(service: Service) -> None:
         for name in ("a", "b"):
@@ -249,6 +311,39 @@ def test_the_quota_of_the_day(tmp_path: Path) -> None:
         refused = await service.client.post(path, json=body)
         assert (refused.status_code, refused.json()["code"]) == (429, "rows_per_day")
         assert service.services.accounts.rows_today("ana") == 2
+
+    run(tmp_path, scenario)
+
+
+def test_before_the_end_the_service_is_not_ready_but_answers(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        service.promote("m", service.register("m"))
+        await service.moved("m", 1)
+        ending = service.services.ending = tmp_path / "ending"
+        for is_ending in (False, True, False):
+            if is_ending:
+                ending.touch()
+            else:
+                ending.unlink(missing_ok=True)
+            for path in ("/readyz", "/v2/health/ready"):
+                answer = await service.client.get(path)
+                assert answer.status_code == (503 if is_ending else 200), path
+                assert answer.json() == {"ready": not is_ending}
+            assert (await service.client.get("/livez")).status_code == 200
+            assert await predicted(service) == 1.0
+
+    run(tmp_path, scenario)
+
+
+def test_a_rate_is_shared_among_the_processes_that_run(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        rates = service.services.rates
+        assert rates.processes == 1
+        Metrics(tmp_path / "metrics", "online-1").save()
+        Metrics(tmp_path / "metrics", "dispatcher").save()  # takes no requests
+        async with asyncio.timeout(20):
+            while rates.processes != 2:  # counted every second
+                await asyncio.sleep(0.02)
 
     run(tmp_path, scenario)
 

@@ -3,15 +3,23 @@
 import asyncio
 import gzip
 import json
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.features import Array
 from serving.app import build_app
+from serving.bodies import ARROW_STREAM, PARQUET, worked_on
+from serving.body_memory import BodyMemory
 from serving.service import ServiceLimits
+from tests.support.bombs import long_list_parquet, nested_arrow, nested_parquet
 from tests.support.service import Service, running_service
 
 BODY = {"instances": [{"a": 1, "b": 0}]}
@@ -28,8 +36,9 @@ def call(tmp_path_factory: pytest.TempPathFactory) -> Any:
         service = runner.run(context.__aenter__())
 
         async def begin() -> None:
-            service.promote("m", service.register("m"))
-            await service.moved("m", 1)
+            for name, layout in (("m", "plain"), ("raw", "raw")):
+                service.promote(name, service.register(name, layout))
+                await service.moved(name, 1)
 
         runner.run(begin())
         yield lambda scenario: runner.run(scenario(service))
@@ -46,7 +55,10 @@ async def is_alive(service: Service) -> bool:
 
 async def every_route(service: Service) -> list[tuple[str, str]]:
     paths = (await service.client.get("/openapi.json")).json()["paths"]
-    fill = {"{name}": "m", "{version}": "1", "{label}": "champion"}
+    fill = {
+        **{"{name}": "m", "{version}": "1", "{label}": "champion", "{model}": "m"},
+        **{"{file}": "file-1", "{batch}": "batch_1", "{part}": "manifest.json"},
+    }
     routes = []
     for path, operations in paths.items():
         for placeholder, value in fill.items():
@@ -70,7 +82,8 @@ def test_every_route_wants_a_key_that_counts(call: Call) -> None:
             {"authorization": "Bearer \xff\xfe".encode("latin-1").decode("latin-1")},
         ]
         routes = await every_route(service)
-        assert len(routes) > 30
+        assert len(routes) > 50
+        assert {"/v1/batches", "/openai/v1/files", "/openai/v1/models/m"} <= {p for _, p in routes}
         for method, path in routes:
             for header in headers:
                 encoded = {name: value.encode("latin-1") for name, value in header.items()}
@@ -198,7 +211,8 @@ def test_a_declared_giant_is_refused_unread(call: Call) -> None:
             status, read = await raw(service, {"content-length": length}, endless(b"x" * 1000))
             assert (status, read) == (400 if length in ("-1", "x", "9" * 30) else 413, 0)
         giant = {"content-length": str(3 * 2**30)}
-        assert (await raw(service, giant, endless(b"x"), "/v1/files"))[0] == 413
+        for path in ("/v1/files", "/openai/v1/files", "/v1/batches", "/openai/v1/batches"):
+            assert await raw(service, giant, endless(b"x"), path) == (413, 0), path
         assert await is_alive(service)
 
     call(scenario)
@@ -222,17 +236,160 @@ def test_a_bomb_does_not_go_off(call: Call) -> None:
             PREDICT, content=bomb, headers={"content-encoding": "gzip"}
         )
         assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+        for path in ("/v1/batches", "/openai/v1/batches", "/v2/models/m/infer"):
+            response = await service.client.post(
+                path, content=bomb, headers={"content-encoding": "gzip"}
+            )
+            assert response.status_code == 413, path
+        assert service.services.bodies.used_bytes == 0
         assert await is_alive(service)
 
     call(scenario)
 
 
+def test_encoded_bodies_of_batch_routes(call: Call) -> None:
+    async def scenario(service: Service) -> None:
+        files = {"file": ("x.csv", b"a,b\n1,2\n")}
+        data = {"purpose": "batch"}
+        sent = await service.client.post("/openai/v1/files", files=files, data=data)
+        file = sent.json()["id"]
+        for path, body, status in (
+            ("/v1/batches", {"model": "m", "input": file}, 201),
+            (
+                "/openai/v1/batches",
+                {"endpoint": PREDICT, "input_file_id": file, "completion_window": "24h"},
+                200,
+            ),
+        ):
+            content = gzip.compress(json.dumps(body).encode())
+            for encoding, wanted in (("gzip", status), ("deflate", 400), ("br", 415)):
+                response = await service.client.post(
+                    path, content=content, headers={"content-encoding": encoding}
+                )
+                assert response.status_code == wanted, (path, encoding, response.text)
+        packed = gzip.compress(b"a,b\n1,2\n")
+        encoded = {"content-encoding": "gzip"}
+        for path in ("/v1/files?filename=x.csv", "/openai/v1/files"):
+            response = await service.client.post(path, content=packed, headers=encoded)
+            assert response.status_code == 415, path
+            assert "files are taken as they are" in response.text
+
+    call(scenario)
+
+
+def test_files_and_jobs_of_others_are_as_if_they_did_not_exist(call: Call) -> None:
+    async def scenario(service: Service) -> None:
+        sent = await service.client.post("/v1/files?filename=x.csv", content=b"a,b\n1,2\n")
+        file = sent.json()["id"]
+        body = {"model": "m", "input": file}
+        job = (await service.client.post("/v1/batches", json=body)).json()["id"]
+        bob = service.with_key("bob")
+        tried = 0
+        for method, path in await every_route(service):
+            if "file-1" not in path and "batch_1" not in path:
+                continue
+            tried += 1
+            mine = path.replace("file-1", file).replace("batch_1", job)
+            absent = path.replace("file-1", "file-0").replace("batch_1", "batch_0")
+            one = await service.client.request(method, mine, headers=bob)
+            other = await service.client.request(method, absent, headers=bob)
+            assert one.status_code == other.status_code == 404, (method, path)
+            hidden = one.text.replace(file, "file-0").replace(job, "batch_0")
+            assert hidden == other.text, (method, path)
+        assert tried >= 12
+        for path in ("/v1/files", "/v1/batches", "/openai/v1/files", "/openai/v1/batches"):
+            assert (await service.client.get(path, headers=bob)).json()["data"] == []
+        assert (await service.client.get(f"/v1/batches/{job}")).json()["status"] == "validating"
+
+    call(scenario)
+
+
+@pytest.mark.parametrize(
+    "name", ["..%2f..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd", "a%00b", "x" * 3_000, "*", "%0d%0a"]
+)
+def test_names_of_files_jobs_and_parts_lead_nowhere(call: Call, name: str) -> None:
+    async def scenario(service: Service) -> None:
+        sent = await service.client.post("/v1/files?filename=x.csv", content=b"a,b\n1,2\n")
+        body = {"model": "m", "input": sent.json()["id"]}
+        job = (await service.client.post("/v1/batches", json=body)).json()["id"]
+        paths = [
+            *(f"/v1/files/{name}", f"/v1/files/{name}/content", f"/v1/batches/{name}"),
+            *(f"/v1/batches/{name}/output", f"/v1/batches/{job}/output/{name}"),
+            *(f"/v1/batches/{job}/output/parts/{name}", f"/openai/v1/batches/{name}"),
+            *(f"/openai/v1/files/{name}", f"/openai/v1/models/{name}"),
+        ]
+        for path in paths:
+            response = await service.client.get(path)
+            assert response.status_code in (400, 404, 409), (path, response.text)
+            assert "root:" not in response.text
+            assert "Traceback" not in response.text
+        for upload in ("/v1/files", "/openai/v1/files"):
+            files = {"file": (f"../{name}", b"a,b\n1,2\n")}
+            response = await service.client.post(upload, files=files, data={"purpose": "batch"})
+            assert response.status_code in (400, 422), (upload, response.text)
+        assert await is_alive(service)
+
+    call(scenario)
+
+
+async def stalled(chunk: bytes, until: asyncio.Event) -> AsyncIterator[bytes]:
+    yield chunk
+    await until.wait()
+
+
+def test_bodies_of_one_user_leave_room_for_those_of_others(call: Call) -> None:
+    async def scenario(service: Service) -> None:
+        bodies = service.services.bodies = BodyMemory(300_000, 150_000)
+        go = asyncio.Event()
+        declared = {"content-length": "100000"}
+        mine = asyncio.create_task(raw(service, declared, stalled(b"{", go)))
+        comes = {"transfer-encoding": "chunked"}
+        other = service.with_key("bob")
+        theirs = asyncio.create_task(raw(service, {**comes, **other}, stalled(b" " * 120_000, go)))
+        while bodies.used_bytes < 220_000:
+            await asyncio.sleep(0.001)
+        packed = gzip.compress(b" " * 60_000)
+        content = b" " * 60_000
+        for options in (
+            {"content": content},
+            {"content": packed, "headers": {"content-encoding": "gzip"}},
+        ):
+            refused = await service.client.post(PREDICT, **options)
+            assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+            assert refused.headers["retry-after"] == "1"
+            assert "your requests hold" in refused.json()["error"]
+        root = service.with_key("root")
+        full = await service.client.post(PREDICT, content=b" " * 90_000, headers=root)
+        assert full.status_code == 429
+        assert "the bodies of all requests" in full.json()["error"]
+        assert await is_alive(service)  # small ones go on
+        go.set()
+        assert (await mine)[0] == (await theirs)[0] == 400
+        assert bodies.used_bytes == 0
+        service.services.bodies = BodyMemory()
+
+    call(scenario)
+
+
+def test_keys_are_looked_up_while_large_bodies_are_worked_on(call: Call) -> None:
+    async def scenario(service: Service) -> None:
+        gate = threading.Event()
+        work = [asyncio.create_task(worked_on(lambda: gate.wait(30), 2**20)) for _ in range(100)]
+        await asyncio.sleep(0.05)
+        try:
+            key = service.services.accounts.add("new", who="test")
+            headers = {"authorization": f"Bearer {key}"}
+            async with asyncio.timeout(10):
+                response = await service.client.post(PREDICT, json=BODY, headers=headers)
+            assert response.status_code == 200
+        finally:
+            gate.set()
+            await asyncio.gather(*work)
+
+    call(scenario)
+
+
 def test_a_table_that_claims_many_rows_is_refused_undecoded(call: Call) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from serving.bodies import PARQUET
-
     async def scenario(service: Service) -> None:
         sink = pa.BufferOutputStream()
         rows = 3_000_000
@@ -246,6 +403,82 @@ def test_a_table_that_claims_many_rows_is_refused_undecoded(call: Call) -> None:
         assert (response.status_code, response.json()["code"]) == (413, "too_many_rows")
         many = {"inputs": {"a": [1] * 1_001, "b": [1] * 1_001}}
         assert (await service.client.post(PREDICT, json=many)).status_code == 413
+        assert await is_alive(service)
+
+    call(scenario)
+
+
+def small_table(table: pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **options)
+    return bytes(sink.getvalue())
+
+
+def test_a_row_of_many_values_is_refused_undecoded(call: Call) -> None:
+    values = 20_000_000
+    body = long_list_parquet(values)
+    assert len(body) < LIMITS.body_bytes
+    pool = pa.default_memory_pool()
+    before = pool.max_memory()
+
+    async def scenario(service: Service) -> None:
+        response = await service.client.post(
+            PREDICT, content=body, headers={"content-type": PARQUET}
+        )
+        assert response.status_code in (400, 413)
+        assert await is_alive(service)
+
+    call(scenario)
+    assert pool.max_memory() - before < values
+
+
+def test_texts_that_repeat_are_not_written_out(call: Call) -> None:
+    rows = 900
+    long = pa.array(["1970-01-01T12:00:00" + " " * 100_000])
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), long)
+    table = pa.table({"a": [1.0] * rows, "carrier": ["AA"] * rows, "time": repeated})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    plain = table.set_column(2, "time", repeated.cast(pa.string()))
+    encoding = {"time": "DELTA_BYTE_ARRAY"}
+    bodies = [
+        (ARROW_STREAM, bytes(sink.getvalue()), 413, "column 'time' would take"),
+        (PARQUET, small_table(plain), 413, "column 'time' would take"),
+        (
+            PARQUET,
+            small_table(plain, use_dictionary=["a"], column_encoding=encoding),
+            400,
+            "encoding 7",
+        ),
+    ]
+
+    async def scenario(service: Service) -> None:
+        for kind, body, status, said in bodies:
+            assert len(body) < LIMITS.body_bytes
+            response = await service.client.post(
+                "/v1/models/raw:predict", content=body, headers={"content-type": kind}
+            )
+            assert response.status_code == status, response.text
+            assert said in response.json()["error"]
+        assert await is_alive(service)
+
+    call(scenario)
+
+
+def test_deep_tables_are_refused(call: Call) -> None:
+    bodies = [
+        *((PARQUET, nested_parquet(depth)) for depth in (20, 90, 3_000, 20_000)),
+        *((ARROW_STREAM, nested_arrow(depth)) for depth in (2, 30, 60)),
+    ]
+
+    async def scenario(service: Service) -> None:
+        for kind, body in bodies:
+            assert len(body) < LIMITS.body_bytes
+            response = await service.client.post(
+                PREDICT, content=body, headers={"content-type": kind}
+            )
+            assert response.status_code == 400, response.text
         assert await is_alive(service)
 
     call(scenario)
@@ -320,7 +553,7 @@ def test_no_key_in_any_log_and_users_in_the_request_log(call: Call, caplog: Any)
         service.services.log.flush()
         text = (service.folder / "log" / "requests.jsonl").read_text() + caplog.text
         for key in service.keys.values():
-            assert key.split("_")[2] not in text
+            assert key.split("_", 2)[2] not in text
         assert "lk_wrong" not in text
         last = json.loads(text.splitlines()[-2])
         assert (last["user"], last["path"], last["status"]) == ("ana", PREDICT, 200)
@@ -334,6 +567,55 @@ def test_metrics_are_for_admins(call: Call) -> None:
         response = await service.client.get("/metrics", headers=service.with_key("root"))
         assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
         assert "lockstep_requests_total" in response.text
+
+    call(scenario)
+
+
+def test_compute_is_told_by_user_and_by_version(call: Call) -> None:
+    async def numbers(service: Service) -> dict[str, float]:
+        text = (await service.client.get("/metrics", headers=service.with_key("root"))).text
+        lines = [line.rpartition(" ") for line in text.splitlines() if line[0] != "#"]
+        return {name: float(value) for name, _, value in lines}
+
+    async def scenario(service: Service) -> None:
+        users = ('{user="ana"}', '{user="bob"}', '{user="root"}')
+        seconds = [f"lockstep_user_compute_seconds_total{user}" for user in users]
+        rows = [f"lockstep_user_rows_total{user}" for user in users]
+        spent = 'lockstep_batch_seconds_sum{model="m",version="1"}'
+        before = await numbers(service)
+
+        async def ask(user: str, count: int) -> None:
+            body, headers = {"instances": [[1, 2]] * count}, service.with_key(user)
+            answer = await service.client.post(PREDICT, json=body, headers=headers)
+            assert answer.status_code == 200
+
+        lane = (await service.services.engine.model("m", 1)).lane
+        compute = lane._compute
+        is_open = threading.Event()
+
+        def compute_late(rows: Array) -> Array:
+            is_open.wait(30)
+            time.sleep(0.1)
+            return compute(rows)
+
+        lane._compute = compute_late
+        try:
+            first = asyncio.create_task(ask("root", 1))
+            while not lane._in_work:
+                await asyncio.sleep(0.001)
+            others = asyncio.gather(ask("ana", 3), ask("bob", 40))
+            while lane.waiting_rows < 43:  # then these two are in one call
+                await asyncio.sleep(0.001)
+            is_open.set()
+            await asyncio.gather(first, others)
+        finally:
+            is_open.set()
+            lane._compute = compute
+        after = await numbers(service)
+        more = {name: value - before.get(name, 0.0) for name, value in after.items()}
+        assert [more.get(name, 0.0) for name in rows] == [3, 40, 1]
+        assert 0.005 < more[seconds[0]] < more[seconds[1]]
+        assert sum(more.get(name, 0.0) for name in seconds) == pytest.approx(more[spent], rel=1e-3)
 
     call(scenario)
 

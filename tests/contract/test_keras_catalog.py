@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from configs.catalog import catalog
+from configs.schema import CompileConfig
+from trainer.metric_names import is_more_better, metric_names
 
 BUILD = """
+import inspect
 import json
 import os
 import sys
@@ -18,10 +21,21 @@ import sys
 import keras
 from trainer.catalog import build_catalog
 
-values = {"keras": keras.__version__, "catalog": build_catalog(), "names": {}}
+values = {"keras": keras.__version__, "catalog": build_catalog(), "names": {}, "metrics": {}}
 for kind, table in values["catalog"].items():
     module = getattr(keras, kind, None) or keras.optimizers.schedules
     values["names"][kind] = [name for name in table["classes"] if hasattr(module, name)]
+given = {"num_classes": 2, "target_class_ids": [0], "recall": 0.5, "precision": 0.5}
+given |= {"sensitivity": 0.5, "specificity": 0.5, "fn": lambda y_true, y_pred: y_pred}
+for name in values["catalog"]["metrics"]["classes"]:
+    metric = getattr(keras.metrics, name)
+    needed = {
+        key: given[key]
+        for key, argument in inspect.signature(metric.__init__).parameters.items()
+        if argument.default is argument.empty and key in given
+    }
+    if "fn" not in needed:
+        values["metrics"][name] = (metric(**needed).name, needed)
 with open(sys.argv[1], "w") as file:
     json.dump(values, file)
 """
@@ -85,3 +99,15 @@ def test_arguments_are_those_of_the_documentation(kind, name, arguments, require
 )
 def test_usual_short_names_are_known(kind, names):
     assert names <= set(catalog()[kind]["aliases"])
+
+
+def test_every_metric_is_named_as_keras_names_it(installed: dict[str, Any]) -> None:
+    named = installed["metrics"]
+    assert len(named) > 30
+    for kind, (name, needed) in named.items():
+        config = CompileConfig.model_validate({"loss": "mse", "metrics": [{kind: needed}]})
+        assert metric_names(config) == ["loss", name]
+    more = {kind for kind, (name, _) in named.items() if is_more_better(name)}
+    less = {kind for kind in named if kind.endswith(("Error", "entropy", "Hinge", "Divergence"))}
+    assert not more & less
+    assert {kind for kind in named if kind.endswith(("Accuracy", "IoU", "Score"))} <= more

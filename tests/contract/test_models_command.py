@@ -11,6 +11,7 @@ from configs.errors import LockstepError, UserError
 from configs.load import load_job
 from lockstep import cli, models
 from lockstep.registration import Registration, code_state, data_record, origin_of, run_key
+from registry.database import Database
 from registry.errors import ArtifactFailure, RegistryError
 from tests.support.artifacts import write_artifact
 
@@ -158,6 +159,51 @@ def test_mistakes_end_with_status_2(
     with pytest.raises(LockstepError, match=message) as caught:
         lockstep("models", *arguments)
     assert caught.value.exit_status == 2
+
+
+def typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str]:
+    """Exit status and standard error of a command as the shell calls it."""
+    monkeypatch.setattr("sys.argv", ["lockstep", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+def test_a_locked_database_ends_a_command_with_status_3(
+    two: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(models, "Database", lambda: Database(busy_s=0.05))
+    other = Database()
+    with other.writing("models"):
+        status, said = typed(monkeypatch, capsys, "models", "promote", "flights/1")
+    other.close()
+    assert status == 3
+    assert said.startswith("error: ")
+    assert "metadata.db is locked: another process" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_full_database_ends_a_command_with_status_3(
+    two: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> Database:
+        database = Database()
+        with database.reading() as connection:  # the pool keeps this connection, and it its bound
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+            connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+        return database
+
+    monkeypatch.setattr(models, "Database", full)
+    why = "x" * 100_000
+    status, said = typed(monkeypatch, capsys, "models", "promote", "flights/1", "--why", why)
+    assert status == 3
+    assert "its storage is full" in said
+    assert "Traceback" not in said
+    monkeypatch.setattr(models, "Database", Database)
+    with pytest.raises(RegistryError, match="no alias|no champion|has no"):
+        models.open_registry().resolve("flights@champion")
 
 
 def test_a_model_is_a_path_or_a_reference(lockstep: Run, two: Path) -> None:

@@ -1,6 +1,7 @@
 """Files that could run code, reach out of themselves, or grow out of proportion are refused."""
 
 import json
+import re
 import stat
 import zipfile
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework import op_def_registry
 
 from trainer.errors import ImportRefused
-from trainer.safety import check_config, check_h5, check_saved_model, unpack_archive
+from trainer.graph_safety import FORBIDDEN, check_saved_model
+from trainer.safety import check_config, check_h5, unpack_archive
 
 LIMIT = 50_000_000
 
@@ -188,6 +191,190 @@ def test_a_saved_model_keeps_to_its_tensors(tmp_path):
     (tmp_path / "good" / "assets" / "x").symlink_to("/etc/hostname")
     with pytest.raises(ImportRefused, match="is a link"):
         check_saved_model(tmp_path / "good", True)
+
+
+def test_operations_that_read_what_an_attribute_names_are_refused(tmp_path):
+    def proto(x):
+        text = tf.strings.as_string(x[:, 0])
+        _, (value,) = tf.io.decode_proto(text, "M", ["f"], [tf.float32], "/etc/hostname")
+        return value
+
+    def record(x):
+        tf.raw_ops.RecordInput(file_pattern="/etc/host*")
+        return x
+
+    def sample(x):
+        tf.random.fixed_unigram_candidate_sampler(
+            [[0]], 1, 1, unique=True, range_max=1, vocab_file="/etc/hostname"
+        )
+        return x
+
+    for function, operation in [
+        (proto, "DecodeProtoV2"),
+        (record, "RecordInput"),
+        (sample, "FixedUnigramCandidateSampler"),
+    ]:
+        module = tf.Module()
+        module.f = tf.function(function, input_signature=[tf.TensorSpec((None, 2), tf.float32)])
+        tf.saved_model.save(module, str(tmp_path / operation), signatures=module.f)
+        with pytest.raises(ImportRefused, match=operation):
+            check_saved_model(tmp_path / operation, False)
+
+
+# What remains of operations with a state or an effect: it is of tensors, variables and tables.
+HARMLESS = re.compile(
+    r"(Stateful)?PartitionedCall|(Stateless)?(If|While|Case)|Assert|Empty|NonDeterministicInts|"
+    r"\w*(Placeholder|Variable|Var[A-Z]|Assign|Scatter|Resource|Random|Rng|Uniform|Normal|"
+    r"Multinomial|Sampler|Table|TensorArray|TensorList|TensorMap|Stack|Queue|Barrier|Accumulator|"
+    r"Mutex|Cudnn|BoostedTrees|SeedGenerator|TensorsMap|CheckNumerics|SampleDistorted)\w*|"
+    r"DeepCopy|DeviceIndex|DisableCopyOnRead|DummyIterationCounter|GuaranteeConst"
+)
+
+
+def test_each_operation_of_tensorflow_with_an_effect_is_known():
+    operations = [op_def_registry.get(name) for name in dir(tf.raw_ops)]
+    effects = {known.name for known in operations if known is not None and known.is_stateful}
+    assert {"WriteFile", "VarHandleOp", "RecordInput"} <= effects
+    unknown = {
+        name for name in effects if not FORBIDDEN.search(name) and not HARMLESS.fullmatch(name)
+    }
+    assert unknown == set()
+
+
+def old_saved_model(folder, change=lambda x, y, v: y, main_op=lambda y: None):
+    """A SavedModel as TensorFlow 1 wrote it: one graph, and no objects."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, (None, 2), "x")
+        v = v1.get_variable("v", initializer=[1.0, 2.0], use_resource=False)
+        y = change(x, tf.multiply(x, v, name="y"), v)
+        session.run(v1.global_variables_initializer())
+        builder = v1.saved_model.Builder(str(folder))
+        signature = v1.saved_model.predict_signature_def({"x": x}, {"y": y})
+        builder.add_meta_graph_and_variables(
+            session, ["serve"], {"serving_default": signature}, main_op=main_op(y)
+        )
+        builder.save()
+    return folder
+
+
+def changed(folder, change):
+    """Change the only graph of a SavedModel, as somebody with an editor would."""
+    file = folder / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString(file.read_bytes())
+    change(saved.meta_graphs[0])
+    file.write_bytes(saved.SerializeToString())
+    return folder
+
+
+def saves(x):
+    return tf.raw_ops.SaveV2(prefix="/tmp/never", tensor_names=["a"], shape_and_slices=[""],
+                             tensors=[x])  # fmt: skip
+
+
+def test_an_old_saved_model_is_allowed_with_its_own_saver(tmp_path):
+    folder = old_saved_model(tmp_path / "m")
+    check_saved_model(folder, False)
+    serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    np.testing.assert_allclose(serve(tf.constant([[1.0, 1.0]]))["y"], [[1.0, 2.0]])
+
+
+def test_an_old_saved_model_saves_and_reads_nothing_when_it_is_run(tmp_path):
+    def writes(x, y, v):
+        with tf.control_dependencies([saves(y)]):
+            return tf.identity(y, "written")
+
+    def reads(x, y, v):
+        (value,) = tf.raw_ops.RestoreV2(
+            prefix="/tmp/never", tensor_names=["a"], shape_and_slices=[""], dtypes=[tf.float32]
+        )
+        return y + value
+
+    def starts(y):
+        with tf.control_dependencies([saves(tf.constant(1.0))]):
+            return tf.no_op("started")
+
+    def begins(x, y, v):
+        with tf.control_dependencies([saves(tf.constant(1.0))]):
+            initial = tf.identity(tf.constant([1.0]), "initial")
+        return y + tf.compat.v1.get_variable("w", initializer=initial, use_resource=False)
+
+    for folder, reason in [
+        (old_saved_model(tmp_path / "writes", writes), "written"),
+        (old_saved_model(tmp_path / "reads", reads), "files of its own choice"),
+        (old_saved_model(tmp_path / "starts", main_op=starts), "started"),
+        (old_saved_model(tmp_path / "begins", begins), "initial|w/Assign"),
+    ]:
+        with pytest.raises(ImportRefused, match=reason):
+            check_saved_model(folder, False)
+
+
+def test_what_restores_an_old_saved_model_writes_nothing(tmp_path):
+    def other_restoration(graph):
+        graph.saver_def.restore_op_name = graph.saver_def.save_tensor_name.partition(":")[0]
+
+    folder = changed(old_saved_model(tmp_path / "m"), other_restoration)
+    with pytest.raises(ImportRefused, match="what is run to load it"):
+        check_saved_model(folder, False)
+
+
+def new_saved_model(folder):
+    module = tf.Module()
+    module.v = tf.Variable([1.0, 2.0])
+    module.f = tf.function(
+        lambda x: module.v * x, input_signature=[tf.TensorSpec((None, 2), tf.float32)]
+    )
+    tf.saved_model.save(module, str(folder), signatures=module.f)
+    return folder
+
+
+def saver_of(graph, kind="save"):
+    (found,) = [f for f in graph.graph_def.library.function if f"traced_{kind}" in f.signature.name]
+    return found
+
+
+def signature_that_saves(graph):
+    output = graph.signature_def["serving_default"].outputs["output_0"]
+    output.name = graph.saver_def.save_tensor_name
+
+
+def operation_that_saves(graph):
+    """As TensorFlow 1 called functions: by their name as an operation."""
+    (wrapper,) = [
+        f for f in graph.graph_def.library.function if "signature_wrapper" in f.signature.name
+    ]
+    wrapper.node_def.add(op=saver_of(graph).signature.name, name="added")
+
+
+def restoration_that_saves(graph):
+    saver_of(graph, "restore").node_def.add(op="SaveV2", name="added")
+
+
+def place_taker(graph):
+    saver_of(graph).attr["api_implements"].s = b"something"
+
+
+def gradient_that_saves(graph):
+    graph.graph_def.library.gradient.add(
+        function_name="f", gradient_func=saver_of(graph).signature.name
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (signature_that_saves, "what is run to load it or to predict"),
+        (operation_that_saves, "signature_wrapper.* has the operation .*traced_save"),
+        (restoration_that_saves, "traced_restore.* has the operation SaveV2"),
+        (place_taker, "functions that replace others"),
+        (gradient_that_saves, "gradients has the operation"),
+    ],
+)
+def test_a_saver_is_no_way_to_files(tmp_path, change, reason):
+    check_saved_model(new_saved_model(tmp_path / "m"), False)
+    with pytest.raises(ImportRefused, match=reason):
+        check_saved_model(changed(tmp_path / "m", change), False)
 
 
 def test_what_saves_a_saved_model_is_called_by_nobody_else(tmp_path):

@@ -121,6 +121,18 @@ def test_one_run_at_a_time_waits_for_a_scheduler(store: Schedules) -> None:
         assert not round_.decided("nightly")(1_900_000_001)  # a tick of the same second is another
 
 
+def test_runs_by_hand_in_one_second_are_told_apart(store: Schedules) -> None:
+    asked = TickRecord("nightly", 1_900_000_001, is_by_hand=True)
+    me = Holder("me", "host", 1, "", 60.0)
+    store.claim(me)
+    for _ in range(3):
+        assert store.ask(asked)
+        with store.round(me) as round_:
+            round_.change(store.history("nightly", 1)[0], outcome="done")
+    planned = [tick.planned_at for tick in store.history("nightly", 9)]
+    assert planned == [1_900_000_003, 1_900_000_002, 1_900_000_001]
+
+
 def test_old_ticks_are_forgotten_but_not_open_ones(store: Schedules) -> None:
     store.claim(ME)
     with store.round(ME) as round_:

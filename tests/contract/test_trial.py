@@ -1,5 +1,6 @@
 """The trial of artifacts: what the smoke test finds, and champions of other kinds."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,10 @@ import pytest
 
 from data_pipeline.features import InputColumn, InputLayout
 from lockstep.hold_trial import evidence_of
-from lockstep.trial import answer_to
+from lockstep.trial import answer_to, main
+from serving.errors import ModelFileError
+from serving.evaluation import evaluate_files
+from serving.predictor import load_predictor
 from trainer.export import write_artifact
 
 ROWS = 120
@@ -130,3 +134,64 @@ def test_a_champion_of_other_columns_is_told_not_raised(models: Path) -> None:
     assert answer["champion"] is None
     assert answer["champion_problem"].startswith("flights/1 cannot be evaluated on these rows: ")
     assert "'c'" in answer["champion_problem"]
+
+
+def classifier(folder: Path, classes: int, words: int = 0) -> Path:
+    """A model of whole-number classes; with words, of one column that an Embedding looks up."""
+    layers = [keras.layers.Embedding(words, 3), keras.layers.Flatten()] if words else []
+    model = keras.Sequential(
+        [keras.Input((1 if words else 2,)), *layers, keras.layers.Dense(classes, "softmax")]
+    )
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    features = LAYOUT.features[:1] if words else LAYOUT.features
+    layout = replace(LAYOUT, features=features, label_dtype="int64")
+    write_artifact(folder, model, layout, {}, has_h5=False, has_saved_model=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of four classes and of eight words."""
+    folder = tmp_path_factory.mktemp("grown")
+    numbers = np.arange(ROWS)
+    table = {"a": (numbers % 8).astype("f4"), "b": X[:, 1], "y": numbers % 4, "k": numbers > 9}
+    pq.write_table(pa.table(table), folder / "rows.parquet")
+    return folder
+
+
+def test_a_champion_that_lacks_a_class_keeps_its_place(grown: Path, tmp_path: Path) -> None:
+    candidate, champion = classifier(tmp_path / "4", 4), classifier(tmp_path / "3", 3)
+    answer, _ = answer_to(request(grown, candidate, champion=str(champion)))
+    assert answer["champion"] is None
+    assert answer["champion_problem"].startswith("flights/1 cannot be evaluated on these rows: ")
+    assert "outside the valid range of [0, 3)" in answer["champion_problem"]
+    assert answer["candidate"]["metrics"]["accuracy"] >= 0
+
+
+def test_a_champion_that_lacks_a_word_keeps_its_place(grown: Path, tmp_path: Path) -> None:
+    candidate, champion = classifier(tmp_path / "8", 4, 8), classifier(tmp_path / "5", 4, 5)
+    answer, _ = answer_to(request(grown, candidate, champion=str(champion)))
+    assert answer["champion"] is None
+    assert "is not in [0, 5)" in answer["champion_problem"]
+
+
+@pytest.mark.parametrize(("classes", "words"), [(3, 0), (4, 5)])
+def test_a_candidate_that_cannot_be_judged_is_an_answer(
+    grown: Path, tmp_path: Path, classes: int, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockstep.trial._end_with_parent", lambda: None)  # it would end this one
+    asked = request(grown, classifier(tmp_path / "m", classes, words))
+    (tmp_path / "request.json").write_text(json.dumps(asked))
+    main(tmp_path)
+    answer = json.loads((tmp_path / "trial.json").read_text())
+    assert answer["exit_status"] == 2
+    assert f"[0, {words or classes})" in answer["error"]
+
+
+@pytest.mark.parametrize(("classes", "words"), [(3, 0), (4, 5)])
+def test_evaluate_explains_what_a_model_cannot_know(
+    grown: Path, tmp_path: Path, classes: int, words: int
+) -> None:
+    predictor = load_predictor(classifier(tmp_path / "m", classes, words))
+    with pytest.raises(ModelFileError, match=rf"\[0, {words or classes}\)"):
+        evaluate_files(predictor, str(grown / "rows.parquet"))

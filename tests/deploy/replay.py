@@ -156,7 +156,10 @@ class Replay:
         return RayNode(line, self.environment, log)
 
     def _lay_out(self, pod: Manifest) -> None:
-        """Volumes of the pod as folders, so that texts can be led there."""
+        """Volumes of the pod as folders, so that texts can be led there.
+
+        As a kubelet does it: the files in a folder with a date, reached by links through `..data`.
+        """
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         for mount in pod["containers"][0]["volumeMounts"]:
             source = volumes[mount["name"]].get("configMap")
@@ -166,10 +169,15 @@ class Replay:
             self._places[mount["mountPath"]] = str(folder)
             data = self._maps[source["name"]]["data"]
             items = source.get("items") or [{"key": key, "path": key} for key in data]
+            dated = folder / "..2026_01_01_00_00_00.1"
+            dated.mkdir(parents=True)
+            (folder / "..data").symlink_to(dated.name)
             for item in items:
-                path = folder / item["path"]
+                path = dated / item["path"]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(self.here(data[item["key"]]))
+            for first in {item["path"].partition("/")[0] for item in items}:
+                (folder / first).symlink_to(f"..data/{first}")
 
     def _environment(self, container: Manifest) -> dict[str, str]:
         found = {

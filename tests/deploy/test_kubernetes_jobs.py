@@ -11,10 +11,11 @@ import yaml
 from cluster.errors import RunUnknown
 from cluster.room import Shape, Worker
 from cluster.submit import Packed
-from configs.errors import UserError
+from configs.errors import EnvironmentFailure, UserError
 from lockstep.kubernetes_client import KubernetesClient, KubernetesError, Unreachable
-from lockstep.kubernetes_jobs import KubernetesJobs, RunFailed
+from lockstep.kubernetes_jobs import KubernetesJobs, RunFailed, RunStopped
 from lockstep.manifests import RUN_LABEL, RunOptions
+from lockstep.submit import MANIFEST
 from tests.deploy.checks.objects import of_kind
 from tests.deploy.checks.references import DEPLOY
 from tests.support.jobs import make_job
@@ -42,6 +43,7 @@ class Cluster:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        self.api.collect()
         if self.steps:
             self.steps.pop(0)()
 
@@ -117,15 +119,99 @@ def test_another_job_does_not_get_the_name_of_a_run(cluster, tmp_path):
         cluster.jobs.submit(packed(tmp_path, text="name: other\n"))
 
 
-def test_a_failed_run_is_made_anew_and_a_done_one_is_not(api, cluster, tmp_path):
+ENDED = [
+    ("Failed", {}),
+    ("ValidationFailed", {}),
+    ("Complete", {"jobStatus": "STOPPED"}),
+]
+
+
+@pytest.mark.parametrize(("state", "status"), ENDED)
+def test_a_run_that_failed_or_was_stopped_is_made_anew(state, status, api, cluster, tmp_path):
+    cluster.jobs.submit(packed(tmp_path))
+    cluster.state(state, **status)
+    cluster.jobs.submit(packed(tmp_path))
+    assert api.objects[("RayJob", RUN)].get("status") is None
+    api.collect()  # what is left of the former attempt is nobody's any more
+    owners = {
+        kind: api.objects[(kind, RUN)]["metadata"]["ownerReferences"][0]["uid"]
+        for kind in ("ConfigMap", "PodDisruptionBudget")
+    }
+    assert set(owners.values()) == {api.objects[("RayJob", RUN)]["metadata"]["uid"]}
+
+
+def test_a_done_run_is_left_as_it_is(api, cluster, tmp_path):
     cluster.jobs.submit(packed(tmp_path))
     first = api.objects[("RayJob", RUN)]["metadata"]["uid"]
     cluster.state("Complete", jobStatus="SUCCEEDED")
     cluster.jobs.submit(packed(tmp_path))
     assert api.objects[("RayJob", RUN)]["metadata"]["uid"] == first
-    cluster.state("Failed")
+
+
+def test_a_run_that_is_being_deleted_is_no_run_to_find(api, cluster, tmp_path):
     cluster.jobs.submit(packed(tmp_path))
+    cluster.state("Running")
+    first = api.objects[("RayJob", RUN)]["metadata"]["uid"]
+    api.held = {"RayJob"}
+    KubernetesClient().delete("RayJob", RUN)
+    assert cluster.jobs.status(RUN).status == "stopping"
+    cluster.pod("head", [])
+    api.objects[("Pod", "head")]["metadata"]["labels"] = {RUN_LABEL: RUN}
+    at: list[str] = []
+
+    def note(what: str) -> None:
+        at.append(f"{what} {api.objects.get(('RayJob', RUN), {}).get('metadata', {}).get('uid')}")
+
+    cluster.steps = [
+        lambda: None,
+        lambda: (note("held"), api.release()),
+        lambda: (note("gone"), api.remove("Pod", "head")),
+    ]
+    cluster.jobs.submit(packed(tmp_path))
+    assert at == [f"held {first}", "gone None"]  # the old head wrote until then
+    assert api.objects[("RayJob", RUN)]["metadata"]["uid"] != first
+
+
+def test_what_does_not_go_is_told(api, cluster, tmp_path):
+    cluster.jobs.submit(packed(tmp_path))
+    cluster.state("Failed")
+    api.held = {"RayJob"}
+    with pytest.raises(EnvironmentFailure, match="has not gone within 300 s"):
+        cluster.jobs.submit(packed(tmp_path))
+
+
+def test_what_was_applied_by_hand_is_kept_with_its_run_and_no_other(api, cluster, tmp_path):
+    cluster.jobs.submit(packed(tmp_path))
+    for kind in ("RayJob", "ConfigMap"):
+        api.objects[(kind, RUN)]["metadata"].pop("ownerReferences", None)
+    by_hand = api.objects[("ConfigMap", RUN)]["metadata"]["uid"]
+    cluster.jobs.submit(packed(tmp_path))
+    assert api.objects[("ConfigMap", RUN)]["metadata"]["uid"] == by_hand
+    del api.objects[("RayJob", RUN)]
+    cluster.jobs.submit(packed(tmp_path, text="name: other\n"))
+    assert api.objects[("ConfigMap", RUN)]["data"] == {"job.yaml": "name: other\n"}
+
+
+@pytest.mark.parametrize("state", ["", "Failed"])
+def test_many_clients_at_the_same_time_make_one_run(state, api, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def submit(_: int) -> str:
+        return Cluster(api).jobs.submit(run)
+
+    run = packed(tmp_path)
+    if state:
+        submit(0)
+        api.objects[("RayJob", RUN)]["status"] = {"jobDeploymentStatus": state}
+    api.requests.clear()
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(submit, range(8))) == {RUN}
+    api.collect()
+    uid = api.objects[("RayJob", RUN)]["metadata"]["uid"]
     assert api.objects[("RayJob", RUN)].get("status") is None
+    for kind in ("ConfigMap", "PodDisruptionBudget"):
+        assert api.objects[(kind, RUN)]["metadata"]["ownerReferences"][0]["uid"] == uid
+    assert api.made.count(("RayJob", RUN)) == (2 if state else 1)
 
 
 @pytest.mark.parametrize(
@@ -147,11 +233,38 @@ def test_the_operators_words_become_ours(state, job_status, shown, cluster, tmp_
     assert cluster.jobs.status(RUN).status == shown
 
 
+def workload(api: FakeApi, run: str, name: str, priority: int, message: str) -> None:
+    owner = {"kind": "RayJob", "name": run, "uid": api.objects[("RayJob", run)]["metadata"]["uid"]}
+    condition = {"type": "QuotaReserved", "status": "False", "message": message}
+    api.add(
+        {
+            "kind": "Workload",
+            "metadata": {"name": name, "ownerReferences": [owner]},
+            "spec": {"priority": priority},
+            "status": {"conditions": [condition]},
+        }
+    )
+
+
 def test_a_queued_run_waits_and_the_queue_is_kueues(api, cluster, tmp_path):
-    cluster.jobs.submit(packed(tmp_path))
-    api.objects[("RayJob", RUN)]["spec"]["suspend"] = True  # Kueue's doing
+    for number in (1, 2, 3):
+        run = f"flights-{number}"
+        cluster.jobs.submit(packed(tmp_path, run), RunOptions(user="ann"))
+        api.objects[("RayJob", run)]["spec"]["suspend"] = True  # Kueue's doing
     assert cluster.jobs.status(RUN).status == "waiting"
-    assert [one["run_id"] for one in cluster.jobs.queue()] == [RUN]
+    workload(api, "flights-1", "w1", 10, "insufficient unused quota for cpu")
+    workload(api, "flights-3", "w3", 100, "")
+    shown = [
+        (one["position"], one["run_id"], one["priority"], one["reason"])
+        for one in cluster.jobs.queue()
+    ]
+    assert shown == [
+        (1, "flights-3", 100, "waits for Kueue to admit it"),
+        (2, "flights-1", 10, "insufficient unused quota for cpu"),
+        (None, "flights-2", 0, "Kueue has not taken it up"),
+    ]
+    listed = command("jobs", "queue", "--address", "kubernetes")
+    assert "insufficient unused quota" in listed.output
 
 
 def test_logs_are_followed_over_attempts_outages_and_cut_lines(api, cluster, tmp_path):
@@ -190,14 +303,69 @@ def test_the_end_of_a_followed_run_is_its_result(cluster, tmp_path):
     assert shown == ["loss 1.0\n"]
 
 
-def test_a_stopped_run_goes_and_an_unknown_one_is_told(api, cluster, tmp_path):
+def test_a_stop_waits_until_all_has_gone_and_is_remembered(api, cluster, tmp_path):
+    cluster.jobs.submit(packed(tmp_path), RunOptions(user="ann"))
+    cluster.state("Running")
+    api.held = {"RayJob"}
+    cluster.pod("head", [])
+    api.objects[("Pod", "head")]["metadata"]["labels"] = {RUN_LABEL: RUN}
+    cluster.steps = [
+        lambda: None,
+        api.release,
+        lambda: None,
+        lambda: api.objects[("Pod", "head")]["status"].update(phase="Succeeded"),
+    ]
+    view = cluster.jobs.stop(RUN)
+    assert cluster.steps == []
+    assert (view.status, view.user, view.name) == ("stopped", "ann", "flights")
+    assert ("RayJob", RUN) not in api.objects
+    assert cluster.jobs.stop(RUN) == cluster.jobs.status(RUN) == view
+    assert cluster.jobs.list() == [view]
+    cluster.jobs.submit(packed(tmp_path))
+    assert [one.status for one in cluster.jobs.list()] == ["starting"]
+    del api.objects[("RayJob", RUN)]
+    with pytest.raises(RunUnknown):  # the record of the stop has gone with the new submission
+        cluster.jobs.status(RUN)
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "shown"),
+    [
+        ("Complete", "SUCCEEDED", "done"),
+        ("Complete", "STOPPED", "stopped"),
+        ("Failed", "", "failed"),
+    ],
+)
+def test_a_stop_leaves_a_run_that_has_ended(state, status, shown, api, cluster, tmp_path):
+    cluster.jobs.submit(packed(tmp_path))
+    cluster.state(state, jobStatus=status)
+    assert cluster.jobs.stop(RUN).status == shown
+    assert ("RayJob", RUN) in api.objects
+
+
+def test_pods_that_do_not_go_are_told(api, cluster, tmp_path):
+    cluster.jobs.submit(packed(tmp_path))
+    cluster.pod("head", [])
+    api.objects[("Pod", "head")]["metadata"]["labels"] = {RUN_LABEL: RUN}
+    with pytest.raises(EnvironmentFailure, match="get rayjobs,pods -l lockstep/run=flights-1"):
+        cluster.jobs.stop(RUN)
+
+
+def test_who_follows_a_run_that_is_stopped_is_told_so(api, cluster, tmp_path):
     cluster.jobs.submit(packed(tmp_path))
     cluster.state("Running")
-    assert cluster.jobs.stop(RUN).status == "stopping"
-    assert ("RayJob", RUN) not in api.objects
+    cluster.steps = [lambda: Cluster(api).jobs.stop(RUN)]
+    with pytest.raises(RunStopped) as caught:
+        cluster.jobs.follow(RUN, print)
+    assert caught.value.exit_status == 130
+
+
+def test_an_unknown_run_is_told(cluster, tmp_path):
     cluster.jobs.submit(packed(tmp_path))
     with pytest.raises(RunUnknown, match="Did you mean 'flights-1'"):
         cluster.jobs.status("flight-1")
+    with pytest.raises(RunUnknown):
+        cluster.jobs.stop("flight-1")
 
 
 def test_without_a_template_or_rights_the_remedy_is_said(api, cluster, tmp_path):
@@ -349,16 +517,21 @@ def test_the_command_submits_follows_and_ends_as_the_run_does(api, job_file, mon
         return add(manifest)
 
     monkeypatch.setattr(api, "add", run)
-    done = command("submit", str(job_file), "--kubernetes", "--run-id", "my-run", "--user", "ann")
+    options = ["--worker-memory", "9Gi", "--priority-class", "lockstep-urgent", "--user", "ann"]
+    done = command("submit", str(job_file), "--kubernetes", "--run-id", "my-run", *options)
     assert done.exit_code == 0, done.output
     assert "epoch 1/2\nrun my-run: done" in done.output
+    made = api.objects[("RayJob", "my-run")]
+    assert made["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "lockstep-urgent"
+    worker = made["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    assert worker["containers"][0]["resources"]["limits"]["memory"] == "9Gi"
     listed = command("jobs", "list", "--address", "kubernetes://lockstep", "--json")
     assert json.loads(listed.output)["runs"][0]["user"] == "ann"
     logs = command("jobs", "logs", "my-run", "--address", "kubernetes")
     assert logs.output == "epoch 1/2\n"
     stopped = command("jobs", "stop", "my-run", "--address", "kubernetes", "--json")
     assert json.loads(stopped.output)["status"] == "done"
-    assert ("RayJob", "my-run") not in api.objects
+    assert ("RayJob", "my-run") in api.objects
 
 
 def test_what_has_no_meaning_on_kubernetes_is_refused(api, job_file, monkeypatch):
@@ -371,6 +544,29 @@ def test_what_has_no_meaning_on_kubernetes_is_refused(api, job_file, monkeypatch
         done = command("submit", str(job_file), "--kubernetes", *words)
         assert isinstance(done.exception, UserError)
         assert text in str(done.exception)
+
+
+def test_versions_that_differ_are_told_before_anything_is_made(api, job_file, monkeypatch):
+    api.objects[("RayJob", "training")]["spec"]["rayClusterSpec"]["rayVersion"] = "2.1.0"
+    words = ["submit", str(job_file), "--kubernetes", "--run-id", "r", "--json"]
+    done = command(*words)
+    assert "2.1.0 in the cluster's template" in str(done.exception)
+    assert ("RayJob", "r") not in api.objects
+    assert command(*words, "--any-version").exit_code == 0
+    assert "versions" not in json.loads(api.objects[("ConfigMap", "r")]["data"][MANIFEST])
+
+
+def test_remedies_name_options_that_are_there(api, cluster, tmp_path):
+    """`submit` and `jobs` have neither --namespace nor --context."""
+    told = []
+    api.failures.append(404)
+    for ask in (lambda: cluster.jobs.list(), lambda: KubernetesJobs(KubernetesClient()).template):
+        api.objects.clear()
+        with pytest.raises(UserError) as caught:
+            ask()
+        told.append(str(caught.value))
+    assert all("--address kubernetes://NAMESPACE" in text for text in told)
+    assert not any("--namespace" in text or "--context" in text for text in told)
 
 
 def test_render_prints_what_kubectl_applies(renders, job_file):

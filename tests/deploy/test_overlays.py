@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from tests.deploy.checks.objects import of_kind, pods
-from tests.deploy.checks.references import provided
-from tests.deploy.checks.schemas import versions
+from tests.deploy.checks.references import DEPLOY, provided
+from tests.deploy.checks.schemas import shapes, versions
+from tests.deploy.checks.security import security
 from tests.deploy.checks.suite import check
 from tests.deploy.conftest import OVERLAYS
 
@@ -70,6 +71,35 @@ def test_airgapped_pulls_from_its_own_registry_and_sends_nothing_out(renders):
         if peer.get("ipBlock", {}).get("cidr") == "0.0.0.0/0"
     ]
     assert open_to_all == []
+
+
+def test_a_run_that_is_stopped_has_the_time_that_it_takes(renders):
+    """Ray's own bound is 30 s: then the node goes, whatever its jobs do."""
+    objects = renders("prod")
+    settings = next(
+        each["data"]
+        for each in of_kind(objects, "ConfigMap")
+        if each["metadata"]["name"] == "lockstep-settings"
+    )
+    stop = float(settings["RAY_JOB_STOP_WAIT_TIME_S"])
+    drain = float(settings["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    graces = [
+        pod.spec["terminationGracePeriodSeconds"]
+        for pod in pods(of_kind(objects, "RayJob"))
+        if pod.node in ("head", "worker")
+    ]
+    assert graces
+    assert stop < drain < min(graces)
+
+
+def test_who_brings_a_dump_home_is_let_in(renders):
+    reader = yaml.safe_load((DEPLOY / "components/postgres/reader-of-backups.yaml").read_text())
+    assert [str(finding) for finding in (*security([reader]), *shapes([reader], versions()))] == []
+    objects = renders("dev")
+    claims = {each["metadata"]["name"] for each in of_kind(objects, "PersistentVolumeClaim")}
+    assert reader["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] in claims
+    images = {each["image"] for pod in pods(objects) for each in pod.containers}
+    assert reader["spec"]["containers"][0]["image"] in images
 
 
 def test_every_provided_secret_is_used_somewhere(renders):

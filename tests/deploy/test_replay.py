@@ -25,7 +25,7 @@ from tests.support.jobs import make_job, write_data
 from tests.support.ray_cluster import free_ports
 
 BUILDER = """
-import sizes
+from parts import sizes
 import keras
 
 def build():
@@ -41,7 +41,8 @@ def replayed(renders, tmp_path: Path, monkeypatch, **changes: object) -> Iterato
         each for each in of_kind(objects, "RayJob") if each["metadata"]["name"] == "training"
     )
     (tmp_path / "model.py").write_text(BUILDER)
-    (tmp_path / "sizes.py").write_text("UNITS = 8\n")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "sizes.py").write_text("UNITS = 8\n")
     monkeypatch.chdir(tmp_path)
     job = make_job(Path("data"), Path("runs"), **changes)
     job["model"] = {"builder": "model.py:build"}

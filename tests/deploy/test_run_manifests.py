@@ -1,6 +1,8 @@
 """The manifests of a run: from a template and a job, checked like an overlay."""
 
 import io
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ from lockstep.commands.manifests import _packed
 from lockstep.kubernetes_result import reader_pod
 from lockstep.kustomize import overlay_folder, renderer, write
 from lockstep.manifests import (
+    DIGEST,
     RunOptions,
+    check_ray,
     check_run_id,
     default_run_id,
     new_run_id,
     run_manifests,
     training_template,
 )
+from lockstep.submit import MANIFEST, SubmitOptions
 from tests.deploy.checks.objects import Manifest, of_kind, pods
 from tests.deploy.checks.schemas import shapes, versions
 from tests.deploy.checks.security import security
@@ -29,6 +34,8 @@ from tests.deploy.checks.start_lines import start_line, start_parameters
 from tests.deploy.checks.suite import check
 from tests.deploy.conftest import OVERLAYS
 from tests.support.jobs import make_job
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 
 def job(**changes: Any) -> Any:
@@ -39,9 +46,10 @@ JOB = job()
 
 
 def manifests(template: Manifest, run_id: str | None = None, **changes: Any) -> list[Manifest]:
-    options = changes.pop("options", RunOptions())
+    options, sending = changes.pop("options", RunOptions()), changes.pop("sending", None)
     loaded = job(**changes)
-    with _packed(loaded, template, run_id or default_run_id(loaded)) as (packed, _):
+    kept = SubmitOptions(run_id or default_run_id(loaded), is_reproducible=True)
+    with _packed(loaded, template, sending or kept) as (packed, _):
         return run_manifests(template, packed, options)
 
 
@@ -88,6 +96,49 @@ def test_the_same_job_has_the_same_name_and_the_same_manifests(renders):
     assert manifests(template) == manifests(template)
     other = manifests(template, train__seed=4)
     assert other[1]["metadata"]["name"] != manifests(template)[1]["metadata"]["name"]
+
+
+def test_who_sends_a_job_and_when_does_not_make_it_another(renders, monkeypatch):
+    template = training_template(renders("dev"))
+    kept, other_machine = [], {"python": "3.12", "ray": "2.59.0"}
+    for versions_here in (None, other_machine):
+        if versions_here:
+            monkeypatch.setattr("lockstep.submit.versions", lambda: other_machine)
+        kept.append((manifests(template), manifests(template, sending=SubmitOptions("r"))))
+    assert kept[0][0] == kept[1][0]  # rendered: the same bytes
+    sent = [json.loads(one[0]["data"][MANIFEST]) for _, one in kept]
+    assert sent[0]["versions"] != sent[1]["versions"] == other_machine
+    assert sent[0]["submission"] != sent[1]["submission"]
+    digests = {one[1]["metadata"]["annotations"][DIGEST] for _, one in kept}
+    assert len(digests) == 1
+    changed = manifests(template, sending=SubmitOptions("r"), train__seed=4)
+    assert changed[1]["metadata"]["annotations"][DIGEST] not in digests
+
+
+def test_a_ray_that_differs_from_the_templates_is_told(renders):
+    template = training_template(renders("dev"))
+    there = template["spec"]["rayClusterSpec"]["rayVersion"]
+    assert check_ray(template, there) == []
+    with pytest.raises(UserError, match=f"ray 2.1.0 here, {there} in the cluster's template"):
+        check_ray(template, "2.1.0")
+    assert len(check_ray(template, "2.1.0", is_any_version=True)) == 1
+
+
+def test_a_run_is_rendered_as_the_golden_one(renders, monkeypatch, tmp_path):
+    """Whatever changes what users hand to `kubectl apply` shows in a diff.
+
+    LOCKSTEP_UPDATE_GOLDEN=1 writes it anew.
+    """
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "sizes.py").write_text("UNITS = 8\n")
+    (tmp_path / "model.py").write_text("from parts import sizes\n")
+    monkeypatch.chdir(tmp_path)
+    model = {"builder": "model.py:build"}
+    run = manifests(training_template(renders("prod")), "golden-run", model=model)
+    path = GOLDEN / "run.yaml"
+    if os.environ.get("LOCKSTEP_UPDATE_GOLDEN"):
+        path.write_text(yaml.safe_dump_all(run, sort_keys=False, width=100))
+    assert list(yaml.safe_load_all(path.read_text())) == run
 
 
 def test_checkpoints_go_where_the_template_wants_them_unless_the_job_says(renders):

@@ -172,7 +172,12 @@ async def test_bad_requests_are_answered_with_a_reason(place, client):
         (json.dumps(good | {"input": "http://169.254.169.254/x.csv"}).encode(), 403),
         (json.dumps(good | {"output": "/etc"}).encode(), 403),
         (json.dumps(good | {"input": "file-../../x"}).encode(), 404),
-        (json.dumps(good | {"model": "fake@nobody"}).encode(), 400),
+        (json.dumps(good | {"model": "fake@nobody"}).encode(), 404),
+        (json.dumps(good | {"model": "a b"}).encode(), 404),
+        (json.dumps(good | {"metadata": {"k": "\ud800"}}).encode(), 422),
+        (json.dumps(good | {"metadata": {"\udfff": "v"}}).encode(), 422),
+        (json.dumps(good | {"\ud800": 1}).encode(), 422),
+        (json.dumps(good | {"input": "/x/\ud800.csv"}).encode(), 422),
         (json.dumps(good | {"column": "x" * 300}).encode(), 422),
     ):
         answer = await client.post("/v1/batches", content=body)
@@ -180,6 +185,9 @@ async def test_bad_requests_are_answered_with_a_reason(place, client):
     for path, status in (
         ("/v1/files?limit=0", 400),
         ("/v1/files?limit=x", 400),
+        ("/v1/files?limit=000000001000000", 400),
+        ("/v1/files?limit=1" + "0" * 25, 400),
+        ("/v1/batches?limit=" + "9" * 5_000, 400),
         ("/v1/batches?after=batch_x", 404),
         ("/v1/batches/%2e%2e%2fx", 404),
     ):
@@ -189,6 +197,52 @@ async def test_bad_requests_are_answered_with_a_reason(place, client):
         assert answer.status_code == 422, name
     form = {"content-type": "multipart/form-data; boundary=x"}
     assert (await client.post("/v1/files", content=b"--y", headers=form)).status_code in (400, 422)
+
+
+@clients
+async def test_an_upload_expires_after_a_number_of_seconds(place, client):
+    for text, status in (
+        ("3600", 200),
+        ("0000000001" + "9" * 400, 400),
+        ("1" * 5_000, 400),
+        ("99999999999", 400),
+        ("100000000", 400),
+        ("0", 400),
+        ("-1", 400),
+        ("1e3", 400),
+        ("inf", 400),
+        ("\u0663", 400),
+    ):
+        sent = await client.post(
+            "/openai/v1/files",
+            files={"file": ("x.jsonl", b"{}")},
+            data={"purpose": "batch", "expires_after[seconds]": text},
+        )
+        assert sent.status_code == status, text
+    listed = await client.get("/openai/v1/files")
+    (file,) = listed.json()["data"]
+    assert file["expires_at"] - file["created_at"] in (3600, 3601)
+
+
+@clients
+async def test_models_without_a_grant_are_not_told_of(place, client):
+    file = (await client.post("/v1/files?filename=x.jsonl", content=b"{}")).json()["id"]
+    answers = {}
+    for reference in ("secret", "secret/1", "secret/9", "secret@x", "nothing", "secre"):
+        name, _, version = reference.replace("@", "/").partition("/")
+        kind = "labels" if "@" in reference else "versions"
+        url = f"/v1/models/{name}" + (f"/{kind}/{version}" if version else "") + ":predict"
+        body = {"endpoint": url, "input_file_id": file, "completion_window": "24h"}
+        for answer in (
+            await client.post("/v1/batches", json={"model": reference, "input": file}),
+            await client.post("/openai/v1/batches", json=body),
+        ):
+            assert answer.status_code == 404, reference
+            assert "secret" not in answer.text.replace(reference, "?"), answer.text
+            answers.setdefault(answer.text.replace(reference, "?"), []).append(reference)
+    assert len(answers) == 2  # one for each of the two APIs, whatever was asked for
+    known = await client.post("/v1/batches", json={"model": "fakee", "input": file})
+    assert "Did you mean 'fake'" in known.text
 
 
 def openai_lines(table):

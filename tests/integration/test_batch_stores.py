@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline import storage
+from serving import output_folder
 from serving.batch_process import make_batches
 from serving.errors import LocationError
 from tests.support.batches import Place, expected, rows
@@ -21,7 +22,8 @@ def place(tmp_path, monkeypatch):
     found = Place(tmp_path / "place")
     found.stores = MemoryStores(monkeypatch)
     # The file system in memory has folders, which stores have not.
-    monkeypatch.setattr(storage, "make_folder", lambda uri: found.stores.make_folder(uri))
+    make = found.stores.make_folder
+    monkeypatch.setattr(output_folder, "make_folder", lambda folder, name: make(f"{folder}/{name}"))
     found.accounts.allow_input("ada", "s3://bucket/team", who="test")
     service = {"folder": str(tmp_path / "service"), "outputs": ["s3://bucket/out/{user}"]}
     found.config = replace(found.config, service=service)

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs.errors import EnvironmentFailure, UserError
-from registry.errors import RegistryError
 from serving.accounts import Quotas
 from serving.batch_output import SUCCESS
 from serving.batch_wire import describe_job
@@ -184,6 +183,23 @@ def test_ndjson_keeps_its_keys_and_names_its_bad_lines(place):
     assert output(job)["id"].to_pylist() == table["id"].to_pylist()
 
 
+def test_texts_and_numbers_that_no_column_holds_are_told_of_their_line(place):
+    lines = [json.dumps({"id": f"k{n}", "n": n, "a": 1, "b": 2}) for n in range(5)]
+    lines[1] = '{"id": "\\ud800", "n": 1, "a": 1, "b": 2}'
+    lines[2] = '{"id": "k2", "n": 1180591620717411303424, "a": 1, "b": 2}'
+    lines[3] = '{"id": "k3", "n": 3, "a": 1, "b": 2, "\\udfff": 0}'
+    path = place.data / "in.ndjson"
+    path.write_text("\n".join(lines))
+    job = place.until(place.submit(input=str(path)))
+    assert (job.status, job.row_total, job.row_bad) == ("completed", 5, 2)
+    assert [(e["row"], e["code"]) for e in errors(job)] == [
+        (1, "invalid_json_line"),
+        (3, "invalid_json_line"),
+    ]
+    assert output(job)["id"].to_pylist() == ["k0", "k2", "k4"]
+    assert [int(n) for n in output(job)["n"].to_pylist()] == [0, 2**70, 4]
+
+
 def test_lists_go_in_and_come_out(tmp_path):
     place = Place(tmp_path / "place", {"vector": True, "outputs": 2})
     table = rows(100)
@@ -266,14 +282,36 @@ def test_a_request_with_a_key_is_taken_once(place):
     assert place.service.submit(other, values, "k1")[1]
 
 
+def test_a_repeated_request_has_its_job_whatever_has_changed(tmp_path):
+    place = Place(tmp_path / "place", quotas=Quotas(queued_jobs=1, rows_per_day=10))
+    values = {"model": "fake@champion", "input": place.write(rows(10))}
+    first, _ = place.service.submit(place.account, values, "k1")
+    again = lambda: place.service.submit(place.account, values, "k1")  # noqa: E731
+    assert again() == (first, False)  # as many jobs as are allowed
+    assert place.until(first.id).status == "completed"
+    done = place.service.job(place.account, first.id)
+    assert again() == (done, False)  # as many rows as are allowed
+    place.accounts.forbid_input("ada", str(place.data), who="test")
+    assert again() == (done, False)
+    place.accounts.withdraw("public", "fake", who="test")
+    assert again() == (done, False)
+    place.registry.set_alias("fake", "champion", None, who="test", why="gone")
+    assert again() == (done, False)
+    with pytest.raises(BatchError, match="belongs to one request") as error:
+        place.service.submit(place.account, values | {"priority": 1}, "k1")
+    assert error.value.code == "idempotency_key_reused"
+    place.close()
+
+
 def test_an_alias_is_resolved_when_the_job_is_submitted(place):
     name = place.submit(input=place.write(rows(10)), model="fake@champion")
     second = place.registry.register("fake", place.folder / "artifact")
     place.registry.set_alias("fake", "champion", second.number, who="test", why="newer")
     assert place.until(name).version == 1
     assert place.until(place.submit(input=place.write(rows(10)))).version == 2
-    with pytest.raises(RegistryError, match="fakee"):
+    with pytest.raises(BatchError, match="Did you mean 'fake'") as error:
         place.submit(input="x", model="fakee")
+    assert error.value.status == 404
 
 
 def test_a_cancelled_job_keeps_what_was_committed_and_says_so(place):

@@ -9,9 +9,10 @@ import psutil
 import pytest
 import ray
 
-from cluster.coordinator import RunHandle, RunSpec
+from cluster.coordinator import RunSpec
 from cluster.errors import RetriesExhausted
 from cluster.gang import GangSpec
+from cluster.handle import RunHandle
 from configs.errors import UserCodeError, UserError
 
 pytestmark = pytest.mark.usefixtures("ray_session")

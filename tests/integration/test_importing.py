@@ -1,5 +1,6 @@
 """Import of model files as users do it: to an artifact that predicts, evaluates and trains on."""
 
+import asyncio
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -13,13 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
+from lockstep import cli
 from lockstep.importing import ImportOptions, import_file
+from registry.database import Database
+from registry.store import Registry
 from serving.evaluation import evaluate_files
 from serving.files import predict_files
 from serving.predictor import load_predictor
+from tests.support.service import running_service
 from trainer.errors import ImportRefused
 from trainer.import_worker import import_file as import_here
-from trainer.importing import ImportRequest
+from trainer.importing import ImportFailure, ImportRequest
 
 LEGACY = Path(__file__).parents[1] / "data" / "legacy_models"
 NAMES = sorted(path.stem for path in LEGACY.glob("*.h5"))
@@ -199,6 +204,102 @@ def test_files_that_are_no_models_are_refused(tmp_path, content, reason):
     (tmp_path / "m.keras").write_bytes(content)
     with pytest.raises(ImportRefused, match=reason):
         imported_here(tmp_path, tmp_path / "m.keras")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A registry of the test's own, as commands find it."""
+    for variable in ("LOCKSTEP_DATABASE", "LOCKSTEP_ARTIFACTS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def models_import(*arguments):
+    cli.app(["models", "import", *map(str, arguments)], standalone_mode=False)
+
+
+def test_the_command_makes_a_version_with_an_alias(home, capsys):
+    path = LEGACY / "keras2.3.1_tensorflow_dense.h5"
+    models_import(
+        *(path, "--name", "old", "--features", "image", "--label", "target", "--json"),
+        *("--alias", "champion", "--timeout-s", "200", "--memory-mb", "5000"),
+    )
+    record = json.loads(capsys.readouterr().out)
+    assert (record["name"], record["version"], record["aliases"]) == ("old", 1, ["champion"])
+    assert (record["format"], record["can_train"]) == ("h5 of Keras 2.3.1 (tensorflow)", True)
+    database = Database()
+    registry = Registry(database)
+    version = registry.resolve("old@champion")
+    assert (version.digest, version.artifact) == (record["digest"], record["artifact"])
+    assert version.description == "imported from keras2.3.1_tensorflow_dense.h5"
+    assert version.lineage["imported"]["file"] == path.name
+    assert registry.verify(version) == []
+    database.close()
+    signature = json.loads((Path(record["artifact"]) / "signature.json").read_text())
+    assert signature["label"]["name"] == "target"
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_refuses_code_and_takes_it_with_trust(home, tmp_path, capsys):
+    path = tmp_path / "m.keras"
+    model_with_lambda().save(path)
+    with pytest.raises(ImportRefused, match=r"Lambda, which runs a function.*--trust"):
+        models_import(path, "--name", "own")
+    database = Database()
+    assert Registry(database).models() == []
+    models_import(path, "--name", "own", "--trust")
+    printed = capsys.readouterr().out
+    assert printed.startswith("own/1  ")
+    assert "note: imported to predict only" in printed
+    (version,) = Registry(database).versions("own")
+    assert f"artifact: {version.artifact}" in printed
+    assert version.aliases == ()
+    database.close()
+
+
+def test_the_command_ends_what_takes_too_long_and_registers_nothing(home):
+    with pytest.raises(ImportFailure, match=r"took more than 0.01 s.*--timeout-s") as told:
+        models_import(LEGACY / f"{NAMES[0]}.h5", "--name", "old", "--timeout-s", "0.01")
+    assert told.value.exit_status == 3
+    database = Database()
+    assert Registry(database).models() == []
+    database.close()
+
+
+def test_an_imported_model_answers_over_http(tmp_path):
+    path = LEGACY / "keras2.3.1_theano_dense.h5"
+    recorded = np.load(path.with_suffix(".npz"))
+    rows = recorded["x"].reshape(len(recorded["x"]), -1)
+
+    async def scenario():
+        async with running_service(tmp_path, load=load_predictor) as service:
+            options = ImportOptions(features=["image"], alias="champion")
+            await asyncio.to_thread(import_file, service.registry, path, "old", options)
+            await service.moved("old", 1)
+            body = {"instances": [{"image": row} for row in rows.tolist()]}
+            return await service.client.post("/v1/models/old:predict", json=body)
+
+    answer = asyncio.run(scenario())
+    assert answer.status_code == 200, answer.text
+    predicted = np.array(answer.json()["predictions"]).reshape(recorded["predictions"].shape)
+    assert np.abs(predicted - recorded["predictions"]).max() < 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_each_legacy_model_evaluates_by_its_own_loss(tmp_path, name):
+    path = LEGACY / f"{name}.h5"
+    recorded = np.load(path.with_suffix(".npz"))
+    options = ImportOptions(features=["image"], label="target")
+    record = import_file(FakeRegistry(tmp_path), path, "old", options)
+    targets = np.full_like(recorded["predictions"], 0.25)
+    flat = targets if targets.shape[1] > 1 else targets[:, 0]
+    data = rows_file(tmp_path / "rows.parquet", recorded["x"], flat)
+    results = evaluate_files(load_predictor(record["artifact"]), [str(data)])
+    expected = float(((recorded["predictions"] - 0.25) ** 2).mean())
+    assert results["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.long

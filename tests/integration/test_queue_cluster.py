@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.room import Shape, Worker
+from cluster.submit import Packed, RayJobs
 from tests.support.ray_cluster import Cluster
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -152,3 +154,39 @@ def test_a_queue_that_is_asked_over_http_answers(cluster: Cluster) -> None:
     assert len(json.loads(listed.stdout)["runs"]) == 30
     queued = cluster.run("jobs", "queue", "--address", cluster.address, "--json")
     assert json.loads(queued.stdout) == {"queue": []}
+
+
+def test_runs_make_room_by_their_checkpoints_and_go_on(cluster: Cluster) -> None:
+    """Two runs hold all CPUs; an urgent gang of two comes. Without preemption it would wait."""
+    jobs = RayJobs(cluster.address)
+
+    def submitted(run_id: str, ticks: int, workers: int, priority: int) -> None:
+        sent = cluster.folder / "sent"
+        sent.mkdir(exist_ok=True)
+        shutil.copy(STAND_IN, sent)
+        folder = str(cluster.folder / "runs" / run_id)
+        command = f"exec python stand_in.py {folder} {ticks}"
+        shape = Shape(workers, Worker(1.0))
+        jobs.enqueue(Packed(run_id, "counting", sent, command, folder, shape), "ann", priority)
+
+    def until(is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 300
+        while not is_so():
+            assert time.monotonic() < deadline, jobs.list()
+            time.sleep(0.5)
+
+    calm = ("calm0", "calm1")
+    for run_id in calm:
+        submitted(run_id, 300, 1, 0)
+    until(lambda: all((cluster.folder / "runs" / one / "count").exists() for one in calm))
+    submitted("urgent", 5, 2, 1)
+    until(lambda: jobs.status("urgent").status == "done")
+    assert [jobs.status(one).is_final for one in calm] == [False, False]
+    until(lambda: all(jobs.status(one).is_final for one in calm))
+    assert [(jobs.status(one).status, jobs.status(one).attempt) for one in calm] == [
+        ("done", 2)
+    ] * 2
+    resumed = ["start", "end", "start", "done", "end"]  # asked to end; what was counted stayed
+    for run_id in calm:
+        assert [what for _, what in traces(cluster, run_id)] == resumed
+    assert list((cluster.folder / "home").rglob("packages/*")) == []

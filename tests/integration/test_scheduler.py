@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from configs.errors import UserError
 from lockstep.run_process import ProcessName, host_name, is_alive, process_name
+from lockstep.schedule_view import sentence_of
 from registry.errors import DatabaseFailure, SchedulerSuperseded
 from registry.schedules import Holder, TickRecord
 from tests.support.scheduling import BEGIN, Bench
@@ -318,6 +320,47 @@ def test_a_changed_schedule_begins_anew_and_a_removed_one_ends(bench: Bench) -> 
         scheduler.work()
     assert bench.outcomes() == ["done"]
     assert not bench.store.schedule("p").is_active
+
+
+def test_a_schedule_that_has_another_name_now_is_not_due_any_more(bench: Bench) -> None:
+    path = bench.write("p", "true")
+    scheduler = bench.scheduler()
+    with scheduler.at_work():
+        scheduler.work()
+        path.write_text(path.read_text().replace("name: p", "name: renamed"))
+        scheduler.work()
+        assert not bench.store.schedule("p").is_active
+        assert bench.store.schedule("renamed").is_active
+        path.write_text("name: renamed\n")
+        scheduler.work()
+        assert not bench.store.schedule("renamed").is_active
+
+
+def test_schedulers_that_take_turns_make_good_what_was_missed(bench: Bench) -> None:
+    """`schedule run --once` of one file and another one, as the system's cron calls it."""
+    paths = {name: bench.write(name, "true") for name in ("p", "q")}
+    for minute, name in enumerate(("p", "q", "p", "q"), start=1):
+        bench.now = BEGIN + 60 * minute
+        assert bench.scheduler(paths=[paths[name]]).run_once() == 0
+        assert bench.store.schedule(name).is_active
+    for name in ("p", "q"):
+        assert [(t.outcome, t.missed) for t in bench.store.history(name, 9)] == [("done", 1)]
+
+
+@pytest.mark.parametrize("is_once", [False, True])
+def test_a_scheduler_that_is_stopped_while_it_waits_does_nothing(
+    bench: Bench, is_once: bool
+) -> None:
+    bench.write("p", "true")
+    bench.store.claim(Holder("other", "elsewhere", 1, "", lease_s=60.0))
+    scheduler = bench.scheduler()
+    threading.Timer(0.2, scheduler.stop).start()
+    assert not (scheduler.run_once() if is_once else scheduler.run())
+    assert bench.events() == ["waiting", "stopped"]
+    assert [sentence_of(said) for said in bench.said][1].startswith("stopped while another")
+    holder = bench.store.holder()
+    assert holder is not None
+    assert holder.key == "other"
 
 
 def test_a_run_by_hand_is_started(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """The whole service as its users and operators meet it: `lockstep serve` on real Ray Serve."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -104,16 +105,39 @@ def test_it_answers_behind_its_front(service: Served) -> None:
         assert mine.post(PREDICT, json=BODY).status_code == 200
 
 
+def members(service: Served) -> dict[str, list[psutil.Process]]:
+    """All processes of the service, by what they are; those that left its tree too."""
+    home = str(service.folder / "home")
+    found: dict[str, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("LOCKSTEP_HOME") == home:
+                words = " ".join(process.cmdline())
+                kinds = ("haproxy", "lockstep:online", "raylet", "gcs_server")
+                kind = next((kind for kind in kinds if kind in words), "other")
+                found.setdefault(kind, []).append(process)
+    return found
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """Addresses that a process listens on."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return {
+            connection.laddr.ip.removeprefix("::ffff:")
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+    return set()
+
+
 def test_nothing_but_the_one_port_is_open_beyond_loopback(service: Served) -> None:
-    process = psutil.Process(service.process.pid)
-    family = [process, *process.children(recursive=True)]
     open_to = {
-        connection.laddr.ip
-        for member in family
-        for connection in member.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and "haproxy" in member.name()
+        kind: set().union(*(listening(process) for process in processes))
+        for kind, processes in members(service).items()
     }
-    assert open_to == {"127.0.0.1"}
+    for kind in ("haproxy", "lockstep:online", "raylet", "gcs_server"):
+        assert open_to[kind] == {"127.0.0.1"}, open_to
+    assert open_to["other"] <= {"127.0.0.1", "::1"}, open_to
 
 
 def test_an_alias_moves_under_load_without_a_failed_request(service: Served) -> None:
@@ -163,7 +187,24 @@ def test_requests_and_keys_in_the_logs(service: Served) -> None:
     lines = [json.loads(line) for line in text.splitlines()]
     assert any(line.get("user") == "tester" and line.get("status") == 200 for line in lines)
     assert service.key not in text
-    assert service.key.split("_")[2] not in (service.folder / "serve.log").read_text()
+    assert service.key.split("_", 2)[2] not in (service.folder / "serve.log").read_text()
+
+
+def test_it_is_not_ready_from_sigterm_on_and_answers_until_the_end(folder: Path, key: str) -> None:
+    settings = folder / "slow_end.yaml"
+    settings.write_text("unready_s: 4\n")
+    options = ("--predictors", "0", "--config", str(settings))
+    with served(folder, key, *options) as running, client(running) as mine:
+        assert mine.get("/readyz").status_code == 200
+        begin = time.monotonic()
+        running.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: mine.get("/readyz").status_code == 503, 3)
+        assert mine.get("/v2/health/ready").json() == {"ready": False}
+        assert mine.get("/livez").status_code == 200
+        assert mine.post(PREDICT, json=BODY).status_code == 200
+        assert running.process.wait(90) == 0
+        assert time.monotonic() - begin >= 4
+    assert not (folder / "home" / "service" / "ending").exists()
 
 
 def test_it_ends_with_requests_answered_and_starts_again(folder: Path, key: str) -> None:

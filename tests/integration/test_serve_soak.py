@@ -5,6 +5,7 @@ LOCKSTEP_SOAK_S shortens it.
 
 import asyncio
 import collections
+import contextlib
 import os
 import random
 import time
@@ -22,6 +23,13 @@ from tests.support.served import MODEL, Served, prepare, served
 
 USERS = 200
 PREDICT = f"/v1/models/{MODEL}:predict"
+PARTS = {
+    "replica": "lockstep:online",
+    "dispatcher": "lockstep:dispatcher",
+    "predictor": "cluster.station",
+}
+JOBS_END_S = 400
+ENDED = ("completed", "failed", "expired", "cancelled")
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1_200)]
 
@@ -34,14 +42,16 @@ def table(rows: int) -> bytes:
     return bytes(sink.getvalue())
 
 
-def memory_bytes(service: Served) -> int:
-    """Of the replica, without what it shares."""
-    family = psutil.Process(service.process.pid).children(recursive=True)
-    return sum(
-        process.memory_full_info().uss
-        for process in family
-        if "lockstep:online" in " ".join(process.cmdline())
-    )
+def memory_bytes(service: Served) -> dict[str, int]:
+    """Of each part of the service, without what it shares; 0 where it does not run."""
+    found = dict.fromkeys(PARTS, 0)
+    for process in psutil.Process(service.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = " ".join(process.cmdline())
+            for part, word in PARTS.items():
+                if word in words:
+                    found[part] += process.memory_full_info().uss
+    return found
 
 
 def test_two_hundred_users(tmp_path: Path) -> None:
@@ -60,15 +70,21 @@ def test_two_hundred_users(tmp_path: Path) -> None:
         ]
         database.close()
         statuses: collections.Counter[tuple[str, int]] = collections.Counter()
-        samples: list[int] = []
-        asyncio.run(load(service, keys, seconds, statuses, samples))
-    print(dict(statuses), [sample // 2**20 for sample in samples])
+        samples: list[dict[str, int]] = []
+        jobs = asyncio.run(load(service, keys, seconds, statuses, samples))
+    for part in PARTS:
+        print(part, [sample[part] // 2**20 for sample in samples])
+    print(dict(statuses), dict(jobs))
     wrong = {key: count for key, count in statuses.items() if key[1] not in (200, 201, 429)}
     assert wrong == {}
     assert {name for name, _ in statuses} == {"json", "tensor", "table", "job", "status"}
     assert all(statuses[name, 200] or statuses[name, 201] for name, _ in statuses)
-    settled = samples[len(samples) // 3 :]
-    assert settled[-1] < 1.1 * settled[0] + 20 * 2**20
+    assert set(jobs) == {"completed"}, jobs
+    assert len(samples) >= 10
+    for part in PARTS:  # a part that is not found would be flat at nothing
+        settled = [sample[part] for sample in samples[len(samples) // 3 :]]
+        assert min(settled) > 2**20, part
+        assert settled[-1] < 1.1 * settled[0] + 20 * 2**20, (part, settled)
 
 
 async def load(
@@ -76,8 +92,10 @@ async def load(
     keys: list[str],
     seconds: float,
     statuses: "collections.Counter[tuple[str, int]]",
-    samples: list[int],
-) -> None:
+    samples: list[dict[str, int]],
+) -> "collections.Counter[str]":
+    """Put the service under load; returns how the jobs ended."""
+    jobs: list[tuple[dict[str, str], str]] = []
     until = time.monotonic() + seconds
     limits = httpx.Limits(max_connections=USERS, max_keepalive_connections=USERS)
     async with httpx.AsyncClient(base_url=service.url, timeout=120, limits=limits) as client:
@@ -89,6 +107,8 @@ async def load(
                 kind = generator.choices(list(CALLS), weights=(60, 20, 10, 1, 9))[0]
                 response = await CALLS[kind](client, headers, generator)
                 statuses[kind, response.status_code] += 1
+                if response.status_code == 201:
+                    jobs.append((headers, response.json()["id"]))
                 await asyncio.sleep(generator.uniform(0.2, 1.0))
 
         async def sample() -> None:
@@ -97,6 +117,24 @@ async def load(
                 await asyncio.sleep(seconds / 30)
 
         await asyncio.gather(sample(), *(user(number) for number in range(len(keys))))
+        return await outcomes(client, jobs)
+
+
+async def outcomes(
+    client: httpx.AsyncClient, jobs: list[tuple[dict[str, str], str]]
+) -> "collections.Counter[str]":
+    """States of all jobs, once they have ended or time is up."""
+    until = time.monotonic() + JOBS_END_S
+    found: collections.Counter[str] = collections.Counter()
+    for headers, name in jobs:
+        while True:
+            response = await client.get(f"/v1/batches/{name}", headers=headers)
+            status = response.json().get("status", f"answer {response.status_code}")
+            if status in ENDED or time.monotonic() > until:
+                break
+            await asyncio.sleep(0.6)
+        found[status] += 1
+    return found
 
 
 async def ask_json(client: httpx.AsyncClient, headers: dict[str, str], generator: random.Random):

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,18 @@ def test_a_stop_waits_for_the_clean_end_and_a_new_submission_goes_on(
     view = jobs.status("stopped")
     assert (view.status, view.attempt) == ("done", 2)
     assert trace(run) == ["start", "end", "start", "done", "end"]
+
+
+@pytest.mark.long
+def test_many_clients_at_the_same_time_start_one_run(cluster: Cluster) -> None:
+    run = packed(cluster, "shared")
+    with ThreadPoolExecutor(6) as pool:
+        started = pool.map(lambda _: RayJobs(cluster.address).submit(run), range(6))
+        assert set(started) == {"shared"}
+    jobs = RayJobs(cluster.address)
+    list(jobs.logs("shared", follow=True))
+    assert (jobs.status("shared").status, jobs.status("shared").attempt) == ("done", 1)
+    assert trace(run) == ["start", "done", "end"]
 
 
 @pytest.mark.long

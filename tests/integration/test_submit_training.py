@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 
+from cluster.submit import RayJobs, run_metadata
 from tests.support.jobs import make_job, write_data
 from tests.support.ray_cluster import Cluster, RayNode
 
@@ -25,6 +26,11 @@ def build():
     model = keras.Sequential([keras.layers.Dense(UNITS, activation="tanh"), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     return model
+
+def build_with_secret():
+    import os
+    assert len(os.environ["LOCKSTEP_TEST_TOKEN"]) == 17, "the secret has not come"
+    return build()
 
 class Slow(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
@@ -117,6 +123,26 @@ def undisturbed(cluster: Cluster) -> dict[str, Any]:
 def test_it_runs_to_its_end_without_its_client(undisturbed: dict[str, Any]) -> None:
     assert undisturbed["status"] == "done"
     assert undisturbed["workers"] == 2
+
+
+def test_a_secret_reaches_all_processes_of_its_run_and_no_file(
+    cluster: Cluster, undisturbed: dict[str, Any]
+) -> None:
+    """The builder runs in the driver and in each worker; it refuses to go on without it."""
+    value = "hunter22-and-more"
+    environment = {**cluster.client_environment, "LOCKSTEP_TEST_TOKEN": value}
+    words = ["submit", "job.yaml", "--run-id", "secret", "--env", "LOCKSTEP_TEST_TOKEN"]
+    changes = ["--set", "model.builder=model.py:build_with_secret", "--set", "train.epochs=2"]
+    done = cluster.run(*words, *changes, "--address", cluster.address, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert until_ended(cluster, "secret")["status"] == "done"
+    files = [path for path in cluster.folder.rglob("*") if path.is_file()]
+    assert [path for path in files if value.encode() in path.read_bytes()] == []
+    look = "from cluster.secret_keeping import secrets_of; print(secrets_of('secret'))"
+    jobs = RayJobs(cluster.address)
+    about = run_metadata("looking", "looking", "", "", 1)
+    jobs._api.start("looking", f'exec python -c "{look}"', None, about, {})
+    assert "{}" in "".join(jobs.logs("looking", follow=True))  # dropped at its end
 
 
 def test_a_node_that_is_killed_leaves_no_trace_in_the_result(

@@ -1,18 +1,41 @@
 """A real artifact for batch jobs: the 9-32-128-1 network, untrained, and rows for it."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pyarrow as pa
 
 from serving.batch_worker import LOADER
+from serving.predictor import load_predictor
 from tests.support.artifacts import write_artifact
 from tests.support.batches import Place
 
+SLOW_LOADER = "tests.support.batch_models:load_slow"
+SLOW_CALL_S = 2.0
 FEATURES = tuple(f"x{n}" for n in range(9))
+
+
+class SlowModel:
+    """A model of which each call takes some seconds more, and gives the same."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.signature, self.batch_rows = model.signature, model.batch_rows
+        self.row_failures = model.row_failures
+
+    def predict(self, columns: Any) -> Any:
+        time.sleep(SLOW_CALL_S if len(next(iter(columns.values()))) > 1 else 0.0)
+        return self._model.predict(columns)
+
+
+def load_slow(artifact: str) -> SlowModel:
+    """What `serving.predictor` loads, slow."""
+    return SlowModel(load_predictor(artifact))
 
 
 def write_mlp(folder: Path) -> Path:

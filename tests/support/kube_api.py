@@ -5,6 +5,7 @@ with FakeApi(folder) as api:
     api.objects         # {(kind, name): manifest}
 """
 
+import itertools
 import json
 import threading
 import time
@@ -21,6 +22,7 @@ KINDS = {
     "configmaps": "ConfigMap",
     "poddisruptionbudgets": "PodDisruptionBudget",
     "pods": "Pod",
+    "workloads": "Workload",
 }
 
 
@@ -32,6 +34,8 @@ class FakeApi:
         logs: Lines of pods by name; None ends a log that is followed.
         failures: Statuses to answer next, whatever is asked.
         requests: (method, path) of all requests.
+        made: (kind, name) of all that was created by request, in order.
+        held: Kinds that are only marked when they are deleted; `release` lets them go.
     """
 
     def __init__(self, folder: Path, namespace: str = "lockstep") -> None:
@@ -40,6 +44,11 @@ class FakeApi:
         self.logs: dict[str, list[str | None]] = {}
         self.failures: list[int] = []
         self.requests: list[tuple[str, str]] = []
+        self.made: list[tuple[str, str]] = []
+        self.held: set[str] = set()
+        self._ownerless: list[str] = []
+        self._count = itertools.count()
+        self._lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
@@ -58,10 +67,31 @@ class FakeApi:
     def add(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """An object as it is once it was made."""
         metadata = manifest["metadata"]
-        metadata.setdefault("uid", f"uid-{len(self.objects)}")
-        metadata.setdefault("creationTimestamp", f"2026-01-01T00:00:{len(self.objects):02}Z")
+        number = next(self._count)
+        metadata.setdefault("uid", f"uid-{number}")
+        moment = f"2026-01-01T00:{number // 60:02}:{number % 60:02}Z"
+        metadata.setdefault("creationTimestamp", moment)
         self.objects[(manifest["kind"], metadata["name"])] = manifest
         return manifest
+
+    def remove(self, kind: str, name: str) -> None:
+        """An object goes; what it owned stays until it is collected."""
+        gone = self.objects.pop((kind, name))
+        self._ownerless.append(gone["metadata"]["uid"])
+
+    def release(self) -> None:
+        """Whatever was deleted and held goes."""
+        for (kind, name), manifest in list(self.objects.items()):
+            if manifest["metadata"].get("deletionTimestamp"):
+                self.remove(kind, name)
+
+    def collect(self) -> None:
+        """What belonged to objects that have gone goes too, as Kubernetes does in time."""
+        with self._lock:
+            for key, manifest in list(self.objects.items()):
+                owners = manifest["metadata"].get("ownerReferences") or ()
+                if any(owner["uid"] in self._ownerless for owner in owners):
+                    del self.objects[key]
 
     def _config(self) -> dict[str, Any]:
         port = self._server.server_address[1]
@@ -102,8 +132,11 @@ class FakeApi:
                     self._say(401, {"message": "who are you"})
                 elif api.failures:
                     self._say(api.failures.pop(0), {"message": "not today"})
-                else:
+                elif url.path.endswith("/log"):
                     self._route(method, url.path, parse_qs(url.query), body)
+                else:
+                    with api._lock:
+                        self._route(method, url.path, parse_qs(url.query), body)
 
             def _route(self, method: str, path: str, query: Any, body: Any) -> None:
                 words = path.strip("/").split("/")
@@ -121,7 +154,7 @@ class FakeApi:
                 elif (kind, rest[0]) not in api.objects:
                     self._say(404, {"message": f"{kind} {rest[0]} not found"})
                 elif method == "DELETE":
-                    self._say(200, api.objects.pop((kind, rest[0])))
+                    self._delete(kind, rest[0], body or {})
                 else:
                     self._say(200, api.objects[(kind, rest[0])])
 
@@ -131,14 +164,27 @@ class FakeApi:
                 elif body["kind"] != kind or body["metadata"]["namespace"] != api.namespace:
                     self._say(400, {"message": "wrong place"})
                 else:
+                    api.made.append((kind, body["metadata"]["name"]))
                     self._say(201, api.add(body))
+
+            def _delete(self, kind: str, name: str, body: Any) -> None:
+                found = api.objects[(kind, name)]
+                uid = (body.get("preconditions") or {}).get("uid")
+                if uid not in (None, found["metadata"]["uid"]):
+                    self._say(409, {"message": "Precondition failed: UID"})
+                    return
+                if kind in api.held:
+                    found["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z"
+                else:
+                    api.remove(kind, name)
+                self._say(200, found)
 
             def _list(self, kind: str, selector: str) -> None:
                 name, _, value = selector.partition("=")
                 found = []
                 for (of_kind, _), manifest in api.objects.items():
                     labels = manifest["metadata"].get("labels") or {}
-                    has = labels.get(name) == value if value else name in labels
+                    has = labels.get(name) == value if value else not name or name in labels
                     if of_kind == kind and has:
                         found.append(manifest)
                 self._say(200, {"kind": f"{kind}List", "items": found})

@@ -35,7 +35,7 @@ def mix(url: str, root: str, worker: int, operations: int, barrier: Any, answers
 def _mixed(registry: Registry, root: Path, worker: int, operations: int) -> dict[str, Any]:
     choose = random.Random(worker)
     artifact = write_artifact(root / f"source-{worker}", {"model.keras": b"%d" % worker})
-    found: dict[str, Any] = {"versions": [], "moves": [], "refused": 0, "champions": set()}
+    found: dict[str, Any] = {"versions": [], "moves": [], "refused": 0, "champions": []}
     newest = 0
     for operation in range(operations):
         by = {"who": f"worker {worker}", "why": f"operation {operation}"}
@@ -65,7 +65,8 @@ def _mixed(registry: Registry, root: Path, worker: int, operations: int) -> dict
             found["refused"] += 1
         if operation % 8 == 0 and newest:
             held = [v.number for v in registry.versions(MODEL) if "champion" in v.aliases]
-            found["champions"].add(len(held))
+            is_moved = any(move.alias == "champion" for _, move in found["moves"])
+            found["champions"].append((is_moved, len(held)))
     return found
 
 

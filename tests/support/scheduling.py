@@ -30,11 +30,12 @@ class Bench:
         return path
 
     def scheduler(self, **settings: Any) -> Scheduler:
-        """A scheduler of all pipelines there are."""
+        """A scheduler of all pipelines there are, or of those at `paths`."""
+        paths = settings.pop("paths", [])
         lease_s = settings.pop("lease_s", 60.0)
         return Scheduler(
             self.store,
-            PipelineFiles([], self.root),
+            PipelineFiles(paths, None if paths else self.root),
             RunSettings(self.root / "logs", script_of, clock=lambda: self.now, **settings),
             self.said.append,
             lease_s,

@@ -1,4 +1,7 @@
-"""A prediction service in process: small models of real TensorFlow, a real registry, no Ray."""
+"""A prediction service in process: small models of real TensorFlow, a real registry, no Ray.
+
+Batch jobs are taken in; nothing dispatches them.
+"""
 
 import asyncio
 import contextlib
@@ -19,6 +22,10 @@ from registry.store import Registry
 from serving.accounts import Accounts
 from serving.app import build_app
 from serving.assembly import at_work
+from serving.batch_files import ServiceSettings
+from serving.batch_routes import batch_routers
+from serving.batch_store import BatchStore
+from serving.batches import BatchService
 from serving.engine import Engine, EngineLimits
 from serving.limits import RequestRates, RowMeter
 from serving.metrics import Metrics
@@ -132,6 +139,13 @@ async def running_service(
         metrics,
         RequestLog(folder / "log" / "requests.jsonl"),
         limits or ServiceLimits(),
+        batches=BatchService(
+            BatchStore(database),
+            registry,
+            accounts,
+            ServiceSettings(str(folder / "batches")),
+        ),
+        batch_routers=batch_routers,
     )
     transport = httpx.ASGITransport(build_app(services), raise_app_exceptions=False)
     try:

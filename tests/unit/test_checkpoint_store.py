@@ -329,10 +329,12 @@ def test_file_uris_and_relative_paths_are_folders(tmp_path, monkeypatch):
 
 
 def test_metrics_of_which_more_is_better_are_known_by_their_names():
-    for name in ("accuracy", "val_auc", "val_sparse_categorical_accuracy", "F1_score", "r2"):
-        assert is_more_better(name)
-    for name in ("loss", "val_mae", "false_positives", "mine"):
-        assert not is_more_better(name)
+    more = ("accuracy", "val_auc", "val_sparse_categorical_accuracy", "F1_score", "r2", "acc")
+    for name in (*more, "val_mean_io_u", "one_hot_io_u", "f_beta_score", "fbeta_score", "auc_2"):
+        assert is_more_better(name), name
+    less = ("loss", "val_mae", "false_positives", "mine", "error2", "hour2", "space", "top1")
+    for name in less:
+        assert not is_more_better(name), name
 
 
 def test_neither_tensorflow_nor_ray_is_needed():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.dispatcher import Band, Dispatcher, Turn
+from serving.dispatcher import Dispatcher, Turn
 
 
 class Simulation:
@@ -28,7 +28,7 @@ class Simulation:
     def start(self):
         while self.idle:
             predictor = self.idle[-1]
-            turn = self.dispatcher.next(self.loaded[predictor], len(self.idle))
+            turn = self.dispatcher.next(self.loaded[predictor])
             if turn is None:
                 return
             self.idle.pop()
@@ -168,17 +168,6 @@ def test_a_wrong_estimate_is_corrected():
     flood(dispatcher, "fast", 4000)
     simulation.run(until_s=1000)
     assert simulation.served["slow"] == pytest.approx(500, abs=25)
-
-
-def test_online_goes_first_and_batch_leaves_the_reserve():
-    dispatcher = Dispatcher(4, reserve=1)
-    flood(dispatcher, "a", 9)
-    assert [dispatcher.next(idle=idle) is not None for idle in (4, 3, 2, 1)] == [
-        *(True, True, True, False)
-    ]
-    dispatcher.add_job("now", "z", "m", band=Band.ONLINE)
-    dispatcher.add_shards("now", [(0, 10)])
-    assert dispatcher.next(idle=1).job == "now"
 
 
 def test_within_a_user_priority_goes_first_then_age():

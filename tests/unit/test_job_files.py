@@ -326,6 +326,30 @@ MISTAKES = {
         "job.yaml:16: not valid YAML: expected <block end>, but found '<block mapping start>'. "
         "Correct the line.",
     ),
+    "a date that no calendar has": (
+        ("name: delays", "name: 2013-13-45"),
+        "job.yaml:1: not valid YAML: '2013-13-45' is no timestamp (month must be in 1..12); a text "
+        "stands in quotes. Correct the line.",
+    ),
+    "a number of no digits": (
+        ("  epochs: 3", "  epochs: 0x_"),
+        "job.yaml:18: not valid YAML: '0x_' is no int (invalid literal for int() with base 16: "
+        "''); a text stands in quotes. Correct the line.",
+    ),
+    "a tag that does not fit": (
+        ("name: delays", "name: !!timestamp soon"),
+        "job.yaml:1: not valid YAML: 'soon' is no timestamp; a text stands in quotes. Correct "
+        "the line.",
+    ),
+    "a value without end": (
+        ("  metrics: [mae]", "  metrics: " + "[" * 3000 + "]" * 3000),
+        "job.yaml: not valid YAML: it is nested too deeply. Correct the line.",
+    ),
+    "a value that holds itself": (
+        ("  metrics: [mae]", "  metrics: &all [*all]"),
+        "job.yaml: an alias (*) stands inside of what it names; values that end are allowed. Write "
+        "the value out.",
+    ),
     "YAML that wants to run code": (
         ("name: delays", "name: !!python/object/apply:os.getcwd []"),
         "job.yaml:1: not valid YAML: could not determine a constructor for the tag "
@@ -443,6 +467,10 @@ SET_FORM = "; the form a.b=value is allowed, such as --set train.epochs=5."
         ("train.epochs", f"--set received 'train.epochs'{SET_FORM}"),
         ("=5", f"--set received '=5'{SET_FORM}"),
         ("train.epochs=[1", "--set train.epochs=[1: '[1' is not valid YAML. Quote the value."),
+        (
+            "name=2013-13-45",
+            "--set name=2013-13-45: '2013-13-45' is not valid YAML. Quote the value.",
+        ),
         (
             "name.first=x",
             "--set name.first=x: name holds 'delays', not fields. Set name whole.",

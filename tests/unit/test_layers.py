@@ -38,9 +38,10 @@ MAY_IMPORT = {
 
 # (file, function): why a failure of any kind is caught there. Each converts or reports it.
 CATCHES_EVERYTHING = {
-    ("cluster/coordinator.py", "run"): "the run's main: recorded, then told to the driver",
+    ("cluster/coordinator.py", "_run"): "the run's main: recorded, then told to the driver",
     ("cluster/queue_actor.py", "_go_on"): "a thread's main: logged, and the process ends",
     ("serving/batch_runner.py", "run"): "the loop's main: logged, begun anew from the database",
+    ("serving/batch_starts.py", "_fetch"): "a thread's main: told to the loop, which tries again",
     ("cluster/station.py", "run"): "the main of a task: told to whoever gave it",
     ("cluster/template.py", "_run_entry"): "a training process's main: reported to its host",
     ("lockstep/cli.py", "main"): "the command's main",
@@ -56,7 +57,8 @@ CATCHES_EVERYTHING = {
     ("trainer/snapshots.py", "_send"): "a thread's main: raised in the loop, at the next snapshot",
     ("trainer/import_worker.py", "_loaded"): "Keras's loading raises many types for a bad file",
     ("trainer/import_worker.py", "_loads_again"): "Keras's loading raises many types",
-    ("trainer/safety.py", "check_saved_model"): "protobuf's errors are of a package of their own",
+    ("trainer/graph_safety.py", "check_saved_model"): "protobuf's errors are of its own package",
+    ("trainer/graph_safety.py", "_variable"): "protobuf's errors are of its own package",
     ("trainer/servable.py", "write_servable"): "TensorFlow's loading raises many types",
     ("trainer/model.py", "_model_from_layers"): "Keras's shape errors have many types",
     ("trainer/model.py", "_check_input"): "Keras's shape errors have many types",

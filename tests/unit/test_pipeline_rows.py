@@ -133,6 +133,15 @@ def test_with_train_on_new_old_files_train_no_more(tmp_path: Path) -> None:
     assert roles_of_files(given, {**after, "champion": None})[1] == [first, second]
 
 
+def test_with_train_on_new_and_nothing_new_the_reason_is_true(tmp_path: Path) -> None:
+    write(tmp_path, "0.parquet")
+    given = pipeline(tmp_path, train_on="new")
+    before = look_for_news(given, None)
+    same = {**look_for_news(given, champion(), before), "champion": 1}
+    with pytest.raises(DataError, match="data.train_on: new, but no file is new; at least one has"):
+        roles_of_files(given, same)
+
+
 def test_rules_for_rows(tmp_path: Path) -> None:
     found = {"newest_us": 100 * DAY, "before_us": 60 * DAY, "champion": 1}
     by_time = pipeline(tmp_path, time_column="t", window_days=30, evaluation={"newest_days": 10})

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import JobRefused
 from cluster.jobs_api import ATTEMPT, RUN, JobView
 from cluster.queue_keeper import Keeper
 from cluster.queue_store import QueueStore, Record
@@ -32,6 +33,8 @@ class FakeCluster:
         self.most_used = 0.0
         self.ended_runs: list[str] = []
         self.is_down = False
+        self.silent_starts = 0  # answered by 500, those of jobs that begin all the same
+        self.broken: set[str] = set()  # runs whose jobs do not begin, and 500 is the answer
         self.dies_at = -1  # the number of the call in which the keeper dies
         self.calls = 0
 
@@ -53,6 +56,8 @@ class FakeCluster:
     def start(self, name: str, record: Record, package: bytes) -> None:
         self._called()
         assert package == b"files"
+        if record.run_id in self.broken:
+            raise EnvironmentFailure("status code 500")
         if name not in self.jobs:
             alive = [job for job in self._alive() if job["run"] == record.run_id]
             if alive:
@@ -67,6 +72,9 @@ class FakeCluster:
             }
             self.most_used = max(self.most_used, sum(job["cpus"] for job in self._alive()))
         self._called()  # dies after the job has begun
+        if self.silent_starts:
+            self.silent_starts -= 1
+            raise EnvironmentFailure("status code 500")
 
     def stop(self, name: str) -> None:
         self._called()
@@ -314,6 +322,47 @@ def test_a_cluster_that_does_not_answer_loses_nothing(life):
     assert len(life.cluster.jobs) == 2
 
 
+def test_a_job_that_begins_while_ray_answers_by_500_is_neither_lost_nor_begun_twice(life):
+    life.cluster.silent_starts = 2
+    life.submit("a")
+    life.submit("b")
+    life.run(9)
+    assert (life.status("a"), life.status("b")) == ("done", "done")
+    assert list(life.cluster.jobs) == ["a", "b"]
+    assert [record.losses for record in life.keeper.records()] == [0, 0]
+    assert life.restarts == 0
+
+
+def test_a_run_that_ray_cannot_start_holds_nobody_up_and_is_told(life):
+    life.cluster.broken = {"bad"}
+    life.submit("bad")
+    life.submit("good", user="bob")
+    life.run(8)
+    assert (life.status("bad"), life.status("good")) == ("starting", "done")
+    life.cluster.broken = set()
+    life.run(8)
+    assert life.status("bad") == "done"
+    life.cluster.broken = {"worse"}
+    life.submit("worse")
+    life.run(15)
+    assert life.status("worse") == "failed"
+    assert "500" in next(o.message for o in life.keeper.records() if o.run_id == "worse")
+
+
+def test_a_job_that_is_gone_when_it_is_asked_to_end_ends_no_queue(life, monkeypatch):
+    life.submit("a")
+    life.run(2)
+
+    def refused(name: str) -> None:
+        raise JobRefused(f"{name} does not exist")
+
+    monkeypatch.setattr(life.cluster, "stop", refused)
+    life.keeper.cancel("a")
+    life.cluster.end("a", "STOPPED", None)
+    life.run(2)
+    assert life.status("a") == "stopped"
+
+
 def test_a_file_is_one_queues(tmp_path, life):
     with pytest.raises(EnvironmentFailure, match="belongs to the queue of another cluster"):
         QueueStore(tmp_path / "queue.db")
@@ -366,3 +415,10 @@ def test_it_may_die_at_any_moment(tmp_path, seed):
     for number in range(8):  # each did its work once
         assert cluster.work[f"r{number}"] <= 4.0 + 1.0
     life.store.close()
+
+
+@pytest.mark.parametrize("priority", [11, -11])
+def test_priorities_are_bounded_so_that_everybody_comes_first_in_the_end(life, priority):
+    with pytest.raises(UserError, match=f"received the priority {priority}; -10 to 10"):
+        life.submit("a", priority=priority)
+    assert life.submit("a", priority=10) == "a"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cluster.desk_client import ANSWER, END, FILE, PART, Desk
-from cluster.errors import DeskFailure, RunUnknown
-from cluster.jobs_api import JobView
+from cluster.errors import DeskFailure, JobRefused, RunUnknown
+from cluster.jobs_api import JobsApi, JobView
 from cluster.room import Shape, Worker
 from cluster.submit import Packed, RayJobs
 from configs.errors import EnvironmentFailure, UserError
@@ -163,6 +163,21 @@ def test_secrets_travel_beside_the_job(api, jobs):
     assert any("gcs://unguessable" in command for command in api.commands.values())
 
 
+def test_a_submission_that_is_refused_leaves_no_secrets(api, jobs):
+    start = api.start
+
+    def refused(name: str, *others: Any) -> None:
+        if not name.startswith("lockstep-desk"):
+            raise JobRefused("bad name")
+        start(name, *others)
+
+    api.start = refused
+    with pytest.raises(JobRefused):
+        jobs.submit(packed(secrets={"TOKEN": "hunter22"}))
+    verbs = [command.split()[5] for command in api.commands.values()]
+    assert verbs == ["keep", "drop"]
+
+
 def test_the_queue_knows_whether_a_run_that_was_stopped_goes_on(api, jobs):
     record = {
         "run_id": "run",
@@ -179,6 +194,91 @@ def test_the_queue_knows_whether_a_run_that_was_stopped_goes_on(api, jobs):
     assert (view.status, view.is_queued, view.is_final) == ("waiting", True, False)
     with pytest.raises(RunUnknown, match="no run 'rum' .* Did you mean 'run'"):
         jobs.status("rum")
+
+
+def queued_record(**changes: Any) -> dict[str, Any]:
+    return {
+        "run_id": "run",
+        "name": "job",
+        "user": "ann",
+        "status": "waiting",
+        "attempt": 1,
+        "run_folder": "/runs/run",
+        "message": "",
+        "submitted_at": 1.0,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(("status", "code"), [("STOPPED", None), ("FAILED", 3)])
+def test_a_run_that_ended_without_the_queue_and_waits_in_it_is_stopped_there(
+    api, jobs, status, code
+):
+    jobs.submit(packed())
+    api.end("run", status, code)
+    api.queued = [queued_record()]
+    assert (jobs.status("run").status, jobs.status("run").is_queued) == ("waiting", True)
+
+    ask, asked = jobs._desk.ask, []
+
+    def cancelled(verb: str, question: dict[str, Any], **others: Any) -> dict[str, Any]:
+        asked.append((verb, question))
+        if verb == "cancel":
+            api.queued[0]["status"] = "stopped"
+        return ask(verb, question, **others)
+
+    jobs._desk.ask = cancelled
+    assert jobs.stop("run").status == "stopped"
+    assert ("cancel", {"run_id": "run"}) in asked
+    assert api.stopped == []
+
+
+def test_an_attempt_after_the_queues_last_one_is_the_runs(api, jobs):
+    jobs.submit(packed())
+    api.end("run", "STOPPED", None)
+    jobs.submit(packed())
+    api.end("run.2", "FAILED", 3)
+    api.queued = [queued_record(status="stopped")]
+    view = jobs.status("run")
+    assert (view.status, view.attempt, view.is_queued) == ("failed", 2, False)
+    assert jobs.list() == [view]
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_job_of_that_name_is_the_one_that_was_to_be_started(status):
+    """Of two clients that start a run at the same time the second one is told so by Ray."""
+
+    class Client:
+        def submit_job(self, **_: Any) -> None:
+            text = "Job with submission_id a already exists. Please use a different one."
+            raise RuntimeError(f"Request failed with status code {status}: {text}")
+
+    api = JobsApi("http://head:8265")
+    api._connected = Client()  # type: ignore[assignment]
+    api.start("a", "true", None, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("told", "kind"),
+    [
+        ("Request failed with status code 500: timed out.", EnvironmentFailure),
+        ("Request failed with status code 503: .", EnvironmentFailure),
+        ("Request failed with status code 400: bad name.", JobRefused),
+        ("Version check failed", JobRefused),
+    ],
+)
+def test_a_failure_of_rays_own_is_no_refusal(told, kind):
+    class Client:
+        def submit_job(self, **_: Any) -> None:
+            raise RuntimeError(told)
+
+        list_jobs = stop_job = lambda self, *_: self.submit_job()
+
+    api = JobsApi("http://head:8265")
+    api._connected = Client()  # type: ignore[assignment]
+    for ask in (api.jobs, lambda: api.stop("a"), lambda: api.start("a", "true", None, {}, {})):
+        with pytest.raises(kind):
+            ask()
 
 
 def test_no_queue_is_an_empty_one(jobs):
@@ -212,6 +312,8 @@ def test_files_arrive_whole(api, tmp_path):
     assert (tmp_path / "got" / "a" / "b").read_bytes() == content
     assert (tmp_path / "got" / "c").read_bytes() == b""
     assert [path.name for path in tmp_path.iterdir()] == ["got"]
+    assert len(api.stopped) == 1  # it empties its log
+    assert api.all == {}
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,38 @@ def test_after_a_failure_of_the_environment_the_run_goes_on(tmp_path: Path) -> N
     assert world.times("trained") == 1
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_a_place_that_refuses_is_a_failure_of_the_environment(tmp_path: Path, step: str) -> None:
+    world = World(tmp_path)
+
+    def refuse(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "/runs")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SmallSteps, step, refuse)
+        with pytest.raises(EnvironmentFailure, match=f"the step {step} failed: .*'/runs'. Mend"):
+            world.run("run-1")
+    outcome = world.run("run-2")
+    assert (outcome.run_id, outcome.decision) == ("run-1", "promoted")
+    assert world.times("trained") == 1
+
+
+def test_a_look_at_what_there_is_may_be_refused(tmp_path: Path) -> None:
+    world = World(tmp_path, Recorder(POINTS.index("in decide")))
+    with pytest.raises(Died):
+        world.run("run-1")
+    world.point = lambda _: None
+
+    def refuse(*_: Any) -> str:
+        raise PermissionError(13, "Permission denied", "/runs")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SmallSteps, "stale", refuse)
+        with pytest.raises(EnvironmentFailure, match="Permission denied"):
+            world.run("run-2")
+    assert world.run("run-3").run_id == "run-1"
+
+
 @pytest.mark.parametrize("why", ["pipeline", "data", "fresh"])
 def test_a_run_that_fits_no_more_is_given_up(tmp_path: Path, why: str) -> None:
     world = World(tmp_path, Recorder(POINTS.index("in prepare")))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs.load import load_job, load_pipeline
+from configs.pipeline import WebhookConfig
 from configs.schema import Job
 from lockstep.retrain_steps import PipelineSteps, StepContext
 from registry.database import Database
@@ -83,6 +85,7 @@ class World:
         self.store.begin(self.lease, "fresh", run_id, "digest", 1.0)
         self.store.record(self.lease, run_id, "discover", done["discover"], 1.0)
         done["register"] = steps.register(done)
+        self.store.record(self.lease, run_id, "register", done["register"], 1.0)
         done["promote"] = steps.promote(done, lambda *_: None)
         decision, reasons = done["promote"]["decision"], done["promote"]["reasons"]
         self.store.end(self.lease, run_id, "done", decision, "\n".join(reasons), 2.0)
@@ -116,7 +119,11 @@ def test_a_refused_candidate_is_a_version_and_no_champion(world: World) -> None:
     assert done["promote"] == {"decision": "kept", "reasons": ["mae is 30; at most 20 passes."]}
     assert world.registry.resolve("small").number == 1
     refused = world.registry.version("small", 2)
-    assert (refused.aliases, refused.parent) == (("candidate",), 1)
+    assert (refused.aliases, refused.parent) == (("candidate",), None)  # from scratch
+    assert refused.lineage["gate"]["champion"] == 1
+    assert [check["is_passed"] for check in refused.lineage["gate"]["checks"]] == [
+        check["is_passed"] for check in done["decide"]["checks"]
+    ]
     assert refused.description == "refused: mae is 30; at most 20 passes."
 
 
@@ -138,6 +145,56 @@ def test_what_was_refused_is_not_trained_again_unless_something_changed(world: W
     assert "no file is new" in world.steps("r3").discover({})["reason"]
     world.registry.rollback("small", who="ann", why="it was worse")
     assert not world.steps("r3").discover({})["is_new"]
+
+
+TAKEN_BACK = (
+    "nothing new: run {0} judged the same files; its candidate small/{1} was promoted and taken "
+    "back since; --force trains anyway"
+)
+
+
+def test_a_rollback_is_not_undone_by_an_equal_candidate(world: World) -> None:
+    world.end("r1", True)
+    write(world.folder / "in", "2.parquet")
+    world.end("r2", True)
+    world.registry.rollback("small", who="ann", why="it was worse")
+    found = world.steps("r3").discover({})
+    assert (found["is_new"], found["new"]) == (False, [str(world.folder / "in/2.parquet")])
+    assert found["reason"] == TAKEN_BACK.format("r2", 2)
+    forced = replace(world.context, is_forced=True)
+    assert PipelineSteps(forced, "r3").discover({})["is_new"]
+    write(world.folder / "in", "3.parquet")
+    world.end("r3", True)
+    assert world.registry.resolve("small").number == 3
+    world.registry.set_alias("small", "champion", 1, who="ann", why="back to the first")
+    assert world.steps("r4").discover({})["reason"] == TAKEN_BACK.format("r3", 3)
+    write(world.folder / "in", "4.parquet")
+    assert world.steps("r4").discover({})["is_new"]
+
+
+def test_a_candidate_from_another_champion_is_another_one(tmp_path: Path) -> None:
+    world = World(tmp_path, start_from="champion")
+    for run_id, name in (("r1", "2.parquet"), ("r2", "3.parquet"), ("r3", "4.parquet")):
+        write(world.folder / "in", name)
+        world.end(run_id, True)
+    world.registry.set_alias("small", "champion", 1, who="ann", why="back to the first")
+    assert world.steps("r4").discover({})["is_new"]
+    world.registry.set_alias("small", "champion", 2, who="ann", why="back to the second")
+    assert world.steps("r4").discover({})["reason"] == TAKEN_BACK.format("r3", 3)
+
+
+@pytest.mark.parametrize("identity", ["time", "hash"])
+def test_other_rows_that_judge_are_another_judgement(tmp_path: Path, identity: str) -> None:
+    held = write(tmp_path / "held", "0.parquet")
+    data = {"evaluation": {"files": str(tmp_path / "held")}, "identity": identity}
+    world = World(tmp_path, data)
+    world.end("r1", True)
+    write(world.folder / "in", "2.parquet")
+    world.end("r2", False)
+    assert not world.steps("r3").discover({})["is_new"]
+    write(tmp_path / "held", "0.parquet", 100)
+    os.utime(held, ns=(1, 1))
+    assert world.steps("r3").discover({})["is_new"]
 
 
 def test_force_trains_although_nothing_is_new(tmp_path: Path) -> None:
@@ -248,3 +305,47 @@ def test_training_goes_on_from_a_copy_of_the_champion_on_new_rows(tmp_path: Path
     values = [y for path in job.data.train for y in pq.read_table(path)["y"].to_pylist()]
     assert values
     assert min(values) >= 50
+
+
+def test_a_report_is_written_where_the_folder_is_gone(world: World) -> None:
+    done = world.end("r1", True)
+    done["prepare"] |= {"training": []}
+    done["train"] |= {"wall_s": 1.0, "run_folder": "/gone"}
+    done["evaluate"] = {"candidate": {"metrics": {"mae": 2.0}, "slices": {}}, "champion": None}
+    folder = world.folder / "runs/pipelines/fresh/r1"
+    assert not folder.exists()
+    assert Path(world.steps("r1").report(done)["path"]) == folder / "report.html"
+    assert json.loads((folder / "decision.json").read_text())["decision"] == "promoted"
+
+
+@pytest.mark.parametrize(("answer", "problem"), [("", ""), ("it answered 500", "it answered 500")])
+def test_on_success_is_told_of_decisions_and_of_nothing_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, problem: str
+) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "lockstep.retrain_steps.post_webhook", lambda hook, body: told.append(body) or answer
+    )
+    world = World(tmp_path)
+    assert world.steps("r0").notify({"discover": {}}) == {"problem": ""}
+    assert told == []
+    hook = WebhookConfig(url="http://host/hook")
+    warned: list[str] = []
+    context = replace(
+        world.context,
+        pipeline=world.context.pipeline.model_copy(update={"on_success": hook}),
+        listener=SimpleNamespace(warned=warned.append),  # type: ignore[arg-type]
+    )
+    done = world.end("r1", True)
+    done["evaluate"] = {"candidate": {"metrics": {"mae": 2.0}}}
+    assert PipelineSteps(context, "r1").notify(done) == {"problem": problem}
+    nothing = {"discover": PipelineSteps(context, "r2").discover({})}
+    assert PipelineSteps(context, "r2").notify(nothing) == {"problem": problem}
+    assert warned == [problem] * (2 if problem else 0)
+    first, second = told
+    assert {name: first[name] for name in ("event", "run_id", "decision", "version")} == {
+        "event": "pipeline_done", "run_id": "r1", "decision": "promoted", "version": 1
+    }  # fmt: skip
+    assert (first["champion"], first["metrics"]) == (None, {"mae": 2.0})
+    assert (second["decision"], second["version"], second["champion"]) == ("nothing_new", None, 1)
+    assert "no file is new" in second["reasons"][0]

@@ -45,6 +45,16 @@ def test_a_file_that_becomes_wrong_is_told_once_and_holds_what_it_held(tmp_path:
     assert files.pipelines["a"].schedule.cron.expression == "1 1 1 1 *"
 
 
+@pytest.mark.parametrize("value", ["2013-13-45", "[" * 3000])
+def test_values_that_yaml_cannot_read_do_not_end_the_scheduler(tmp_path: Path, value: str) -> None:
+    files = PipelineFiles([], tmp_path)
+    write(tmp_path / "a.yaml", "a")
+    (tmp_path / "b.yaml").write_text(f"name: b\nsince: {value}\n")
+    (problem,) = files.reload()
+    assert str(problem).startswith(f"cannot read {tmp_path / 'b.yaml'}: ")
+    assert list(files.pipelines) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -55,6 +65,7 @@ def test_a_file_that_becomes_wrong_is_told_once_and_holds_what_it_held(tmp_path:
         ("name: a\nschedule: {corn: '0 2 * * *'}\n", "cron"),
         ("name: a\nschedule: {cron: '0 2 * * *', overlap: wait}\n", "overlap"),
         ("name: [\n", "a.yaml"),
+        ("name: 2013-13-45\nschedule: {cron: '0 2 * * *'}\n", "'2013-13-45' is no timestamp"),
     ],
 )
 def test_a_named_file_that_is_wrong_is_refused(tmp_path: Path, text: str, words: str) -> None:

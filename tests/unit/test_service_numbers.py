@@ -123,6 +123,41 @@ def test_a_rate_of_several_processes_is_shared_out() -> None:
     assert admitted == 10
 
 
+def test_the_part_of_a_process_follows_their_number() -> None:
+    time = Time()
+    rates = RequestRates(8, time)
+    account = user(requests_per_s=8)
+
+    def admitted() -> int:
+        time.now += 10
+        for count in range(100):
+            try:
+                rates.admit(account)
+            except QuotaExceeded:
+                return count
+        return 100
+
+    assert admitted() == 1
+    rates.share_among(1)
+    assert admitted() == 8
+    rates.share_among(4)
+    assert admitted() == 2
+    rates.share_among(0)
+    assert admitted() == 8
+
+
+def test_processes_are_counted_while_they_leave_numbers(tmp_path: Path) -> None:
+    time = Time()
+    mine, other, dispatcher = (Metrics(tmp_path, name, time) for name in ("on-a", "on-b", "c"))
+    assert Metrics().processes("on-") == mine.processes("on-") == 1
+    for metrics in (mine, other, dispatcher):
+        metrics.save()
+    at = (tmp_path / "on-b.json").stat().st_mtime
+    for later_s, count in ((0, 2), (4, 2), (6, 1)):
+        time.now = at + later_s
+        assert mine.processes("on-") == count
+
+
 class Ledger:
     """The part of the accounts that the meter uses."""
 

@@ -11,6 +11,7 @@ from serving import shards as shards_module
 from serving.errors import BatchError
 from serving.shards import (
     TextScan,
+    call_rows,
     cut_rows,
     cut_text,
     header_of,
@@ -36,14 +37,15 @@ def test_rows_are_cut_once_each_and_in_order(file_rows, shard_rows):
     assert [read_shard(n, shard.as_record()) for n, shard in enumerate(shards)] == shards
 
 
-def scanned(texts, block, mark_rows, is_quoted=False):
-    scans, first = [], 0
+def scanned(texts, block, mark_rows, is_quoted=False, unit_rows=None):
+    scans, first, carried = [], 0, 0
     for file, text in enumerate(texts):
-        scan = TextScan(file, 0, first, mark_rows, is_quoted)
+        scan = TextScan(file, 0, first, mark_rows, is_quoted, unit_rows, carried)
         for start in range(0, len(text), block):
             scan.feed(text[start : start + block])
         scan.close()
         first += scan.rows
+        carried = scan.left_bytes
         scans.append(scan)
     return scans
 
@@ -128,6 +130,39 @@ def test_bytes_bound_a_shard_too(monkeypatch):
     (scan,) = scanned([b"123456789\n" * 20], 7, 2)
     cut = cut_text(scan.stretches(), 2, 1000)
     assert [shard.rows for shard in cut] == [4] * 5
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 40), max_size=30), min_size=1, max_size=3),
+    st.integers(1, 50),
+    st.sampled_from([1, 2, 3]),
+)
+def test_large_rows_are_cut_at_more_places(files, block, unit_rows):
+    texts = [b"".join(b"x" * size + b"\n" for size in sizes) for sizes in files]
+    lengths = [size + 1 for sizes in files for size in sizes]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shards_module, "MARK_BYTES", 10)
+        patched.setattr(shards_module, "MAX_SHARD_BYTES", 30)
+        scans = scanned(texts, block, 6 * unit_rows, unit_rows=unit_rows)
+        cut = cut_text([p for scan in scans for p in scan.stretches()], unit_rows, 10**6)
+    windows = [sum(lengths[n : n + unit_rows]) for n in range(0, len(lengths), unit_rows)]
+    assert max(scan.widest for scan in scans) == max(windows, default=0)
+    assert max(scan.longest for scan in scans) == max(lengths, default=0)
+    assert sum(shard.rows for shard in cut) == len(lengths)
+    assert all(shard.first_row % unit_rows == 0 for shard in cut)
+    # Once a shard has its bytes, the next place is some bytes and the rows of a call away; where a
+    # file ends between two places, it goes on to the first one of the next file.
+    slack = (10 + 2 * max(windows, default=0)) * len(files)
+    for shard in cut:
+        assert sum(p.stop - p.start for p in shard.pieces) <= 30 + slack
+
+
+def test_rows_of_a_call_are_bounded_by_their_bytes(monkeypatch):
+    monkeypatch.setattr(shards_module, "MAX_CALL_BYTES", 1000)
+    assert [call_rows((1, 8, 64), size) for size in (1, 15, 16, 125, 126, 5000)] == [
+        *(64, 64, 8, 8, 1, 1)
+    ]
 
 
 def test_the_line_of_names_is_the_first_record():

@@ -1,6 +1,7 @@
 """What is sent of a job, what its paths mean there, and what is told before."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,19 @@ def test_relative_paths_are_this_folders(here):
         assert there.model.builder == "model.py:build"
 
 
+def test_a_registered_model_is_no_path(here):
+    def packed_with(file: str) -> Any:
+        return packing(
+            load_job(make_job(Path("data"), Path("runs"), model={"file": file})), SubmitOptions()
+        )
+
+    with packed_with("flights@champion") as packed:
+        assert load_job(packed.folder / "job.yaml").model.file == "flights@champion"
+        assert "model.file" not in packed.inputs
+    with packed_with("old/model.keras") as packed:
+        assert packed.inputs["model.file"] == [str(here / "old/model.keras")]
+
+
 def test_relative_paths_may_start_elsewhere_there(here):
     loaded = job(data__train=["a", "/abs/b", "s3://bucket/c"], checkpoint__uri="s3://bucket/x")
     with packing(loaded, SubmitOptions(cluster_dir="/shared/project")) as packed:
@@ -198,6 +212,84 @@ def test_a_run_that_was_started_is_resumed_and_one_that_is_done_is_not_run(tmp_p
     assert not remote.is_done(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps({"status": "done"}))
     assert remote.is_done(tmp_path)
+    (tmp_path / "job.yaml").write_text("export: {register: flights}")
+    assert not remote.is_done(tmp_path)  # trained, and not registered yet
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "done", "version": "flights/1"}))
+    assert remote.is_done(tmp_path)
+
+
+@pytest.fixture
+def attempt(tmp_path, monkeypatch):
+    """An attempt of a submission on the cluster: its exit status, and whether it trained."""
+    trained: list[str] = []
+
+    def begin(submission: str, ends_with: int, sent_with: Any = None) -> tuple[Any, bool]:
+        place = tmp_path / "sent"
+        place.mkdir(exist_ok=True)
+        manifest = {"run_id": "r", "run_folder": str(tmp_path / "run"), "secrets": []}
+        manifest |= {"submission": submission, **({"versions": sent_with} if sent_with else {})}
+        (place / "lockstep-run.json").write_text(json.dumps(manifest))
+        monkeypatch.chdir(place)
+        trained.clear()
+
+        def train() -> None:
+            trained.append("trained")
+            if ends_with:
+                raise SystemExit(ends_with)
+
+        monkeypatch.setattr("lockstep.cli.main", train)
+        monkeypatch.setattr("os.environ", dict(os.environ))
+        monkeypatch.setattr("sys.argv", ["remote"])
+        try:
+            remote.main()
+        except SystemExit as end:
+            return end.code, bool(trained)
+        return 0, bool(trained)
+
+    return begin
+
+
+@pytest.mark.parametrize("status", [2, 3])
+def test_what_another_attempt_would_not_mend_is_not_tried_again(attempt, capsys, status):
+    assert attempt("one", status) == (status, True)
+    assert attempt("one", 0) == (status, False)
+    assert f"r ended with status {status} in an earlier attempt" in capsys.readouterr().err
+    assert attempt("two", 0) == (0, True)  # a new submission is tried
+
+
+@pytest.mark.parametrize("status", [1, 130, -9])
+def test_what_another_attempt_may_mend_is_tried_again(attempt, status):
+    assert attempt("one", status) == (status, True)
+    assert attempt("one", 0) == (0, True)
+
+
+def test_the_queue_counts_attempts_itself(attempt, monkeypatch):
+    monkeypatch.setenv("LOCKSTEP_QUEUED", "1")
+    assert attempt("one", 3) == (3, True)
+    assert attempt("one", 0) == (0, True)
+
+
+def test_versions_are_compared_where_the_run_is(attempt, capsys):
+    from cluster.look import versions
+
+    assert attempt("one", 0, versions()) == (0, True)
+    assert attempt("two", 0, {**versions(), "keras": "3.0.0"}) == (2, False)
+    assert "keras 3.0.0 where it was submitted" in capsys.readouterr().err
+    assert attempt("two", 0, versions()) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "has_versions", "has_submission"),
+    [
+        ({}, True, True),
+        ({"is_any_version": True}, False, True),
+        ({"is_reproducible": True}, False, False),
+    ],
+)
+def test_versions_travel_unless_any_will_do(here, options, has_versions, has_submission):
+    with packing(job(), SubmitOptions("r", **options)) as packed:
+        manifest = json.loads((packed.folder / "lockstep-run.json").read_text())
+    assert (("versions" in manifest), ("submission" in manifest)) == (has_versions, has_submission)
 
 
 def test_what_was_sent_is_kept_with_the_run(tmp_path):
@@ -218,6 +310,21 @@ def test_what_was_sent_is_kept_with_the_run(tmp_path):
     assert sorted(path.name for path in code.rglob("*")) == ["model.py", "parts", "x.py"]
 
 
+def test_what_a_volume_of_kubernetes_shows_is_kept_too(tmp_path):
+    """A kubelet links each first part of a name through `..data`, to a folder that has a date."""
+    dated, code = tmp_path / "sent" / "..2026_01_01_00_00_00.1", tmp_path / "code"
+    for name in ("job.yaml", "models/deep/net.py", "elsewhere0/far.py"):
+        (dated / name).parent.mkdir(parents=True, exist_ok=True)
+        (dated / name).write_text(name)
+    (tmp_path / "sent" / "..data").symlink_to(dated.name)
+    for first in ("job.yaml", "models", "elsewhere0"):
+        (tmp_path / "sent" / first).symlink_to(f"..data/{first}")
+    remote.settle(tmp_path / "sent", code, {})
+    kept = {path.relative_to(code).as_posix() for path in code.rglob("*") if path.is_file()}
+    assert kept == {"job.yaml", "models/deep/net.py", "elsewhere0/far.py"}
+    assert not [path for path in code.rglob("*") if path.is_symlink()]
+
+
 def test_secrets_are_handed_on_to_the_processes_of_a_run(monkeypatch):
     from cluster.secret_keeping import FORWARDED, forwarded
 
@@ -232,6 +339,16 @@ def test_secrets_are_handed_on_to_the_processes_of_a_run(monkeypatch):
     [
         (["submit", "JOB", "--priority", "1"], "--priority has no effect without --queue"),
         (["submit", "JOB"], "no cluster is named. Give --address"),
+        (
+            ["submit", "JOB", "--address", "http://x", "--worker-memory", "8Gi"],
+            "--worker-memory has",
+        ),
+        (
+            ["submit", "JOB", "--address", "http://x", "--priority-class", "a"],
+            "--priority-class has",
+        ),
+        (["submit", "JOB", "--address", "http://x", "--kubernetes"], "one of them is allowed"),
+        (["submit", "JOB", "--kubernetes", "--cluster-dir", "/x"], "--cluster-dir has no effect"),
         (["jobs", "list"], "no cluster is named. Give --address"),
         (["submit", "nothing.yaml", "--address", "http://x"], "no job file at nothing.yaml"),
     ],

@@ -1,6 +1,7 @@
 """Webhooks: what is posted, how often, and that nothing of it hurts or tells a secret."""
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,7 +35,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: Receiver
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(text, parse_constant=lambda name: f"{name}, which is no JSON")
         self.server.received.append((self.path, dict(self.headers), body))
         count = min(len(self.server.received), len(self.server.statuses))
         self.send_response(self.server.statuses[count - 1])
@@ -75,6 +77,14 @@ def test_a_json_object_is_posted_with_headers_from_the_environment(receiver: Rec
     assert headers["Authorization"] == f"Bearer {SECRET}"
     assert headers["Content-Type"] == "application/json"
     assert body == {"decision": "kept"}
+
+
+def test_numbers_that_json_does_not_have_are_null(receiver: Receiver) -> None:
+    body = {"metrics": {"mae": math.nan, "r2": -math.inf, "mse": 0.5}, "reasons": (math.inf, "no")}
+    hook = WebhookConfig.model_validate({"url": receiver.url})
+    assert post_webhook(hook, body) == ""
+    ((_, _, received),) = receiver.received
+    assert received == {"metrics": {"mae": None, "r2": None, "mse": 0.5}, "reasons": [None, "no"]}
 
 
 def test_the_address_itself_can_be_a_secret(receiver: Receiver) -> None:

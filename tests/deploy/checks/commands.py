@@ -21,7 +21,8 @@ _MODULE_RUN = re.compile(r"exec env -C (?P<folder>\S+) python -P -m (?P<module>[
 # Rights that a launcher uses, by what it does with them (lockstep/kubernetes_jobs.py).
 LAUNCHER_RIGHTS = {
     ("ray.io", "rayjobs"): {"get", "list", "create", "delete"},
-    ("policy", "poddisruptionbudgets"): {"create"},
+    ("policy", "poddisruptionbudgets"): {"get", "create", "delete"},
+    ("", "configmaps"): {"get", "list"},
     ("", "pods"): {"list"},
     ("", "pods/log"): {"get"},
 }

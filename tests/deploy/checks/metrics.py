@@ -12,6 +12,7 @@ from tests.deploy.checks.objects import Finding, Manifest, name_of, of_kind
 
 # kube-state-metrics, the kubelet, and KubeRay's operator (its metrics reference, 1.4 and later).
 ELSEWHERE = {
+    "kube_cronjob_created",
     "kube_cronjob_status_last_successful_time",
     "kubelet_volume_stats_available_bytes",
     "kubelet_volume_stats_used_bytes",
