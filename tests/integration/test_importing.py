@@ -3,9 +3,7 @@
 import asyncio
 import json
 import shutil
-from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -30,35 +28,13 @@ LEGACY = Path(__file__).parents[1] / "data" / "legacy_models"
 NAMES = sorted(path.stem for path in LEGACY.glob("*.h5"))
 
 
-@dataclass(frozen=True)
-class FakeVersion:
-    name: str
-    number: int
-    digest: str
-    artifact: str
-    aliases: tuple[str, ...] = ()
-
-
-class FakeRegistry:
-    """The seam of the registry, in a folder."""
-
-    def __init__(self, root):
-        self.root, self.versions = root, {}
-
-    def register(self, name, folder, *, description=""):
-        number = len(self.versions) + 1
-        place = self.root / f"{name}-{number}"
-        shutil.copytree(folder, place)
-        digest = json.loads((place / "manifest.json").read_text())["digest"]
-        self.versions[number] = FakeVersion(name, number, digest, str(place))
-        return self.versions[number]
-
-    def set_alias(self, name, alias, number, *, who, why):
-        self.versions[number] = replace(self.versions[number], aliases=(alias,))
-        return SimpleNamespace(who=who, why=why)
-
-    def version(self, name, number):
-        return self.versions[number]
+def imported(root, path, name, options):
+    """What an import into a registry of the test's own told."""
+    database = Database(f"sqlite:///{root / 'registry.db'}")
+    try:
+        return import_file(Registry(database, str(root / "artifacts")), path, name, options)
+    finally:
+        database.close()
 
 
 def rows_file(path, rows, label=None):
@@ -77,7 +53,7 @@ def theano(tmp_path_factory):
     root = tmp_path_factory.mktemp("imported")
     path = LEGACY / "keras2.3.1_theano_conv2d.h5"
     options = ImportOptions(features=["image"], label="target", alias="champion")
-    record = import_file(FakeRegistry(root), path, "old", options)
+    record = imported(root, path, "old", options)
     return record, np.load(path.with_suffix(".npz"))
 
 
@@ -293,7 +269,7 @@ def test_each_legacy_model_evaluates_by_its_own_loss(tmp_path, name):
     path = LEGACY / f"{name}.h5"
     recorded = np.load(path.with_suffix(".npz"))
     options = ImportOptions(features=["image"], label="target")
-    record = import_file(FakeRegistry(tmp_path), path, "old", options)
+    record = imported(tmp_path, path, "old", options)
     targets = np.full_like(recorded["predictions"], 0.25)
     flat = targets if targets.shape[1] > 1 else targets[:, 0]
     data = rows_file(tmp_path / "rows.parquet", recorded["x"], flat)
@@ -310,7 +286,7 @@ def test_each_legacy_model_goes_on_training_with_lockstep(tmp_path, name):
     path = LEGACY / f"{name}.h5"
     recorded = np.load(path.with_suffix(".npz"))
     options = ImportOptions(features=["image"])
-    record = import_file(FakeRegistry(tmp_path), path, "old", options)
+    record = imported(tmp_path, path, "old", options)
     rows = np.concatenate([recorded["x"]] * 8)
     targets = np.concatenate([recorded["predictions"]] * 8) + 1
     targets = targets if targets.shape[1] > 1 else targets[:, 0]
