@@ -69,7 +69,9 @@ class Gang:
         Raises:
             StartTimeout: Resources or templates did not come within `start_timeout_s`.
         """
-        return self._roster.place()
+        told = self._roster.place()
+        self._size = len(told)
+        return told
 
     def restore(self) -> Restored:
         """End what is left of the last generation, and put hosts in the place of lost ones.

@@ -47,7 +47,7 @@ class RunHandle:
                 is_cut = isinstance(error, ray.exceptions.ActorUnavailableError)
                 cut_at = cut_at or time.monotonic()
                 if not is_cut or time.monotonic() - cut_at > _UNREACHABLE_S:
-                    release(self._name)
+                    self.kill()  # one that only hangs would hold the run folder
                     raise _coordinator_lost(error) from error
                 time.sleep(0.1)
 

@@ -45,7 +45,8 @@ class GangSpec:
         start_timeout_s: Bound of placement and of the templates' start, each.
         min_workers: Fewest hosts to go on with when lost ones are not replaced; 0: `workers`.
         standbys: Spare hosts to keep warm.
-        replace_timeout_s: Longest wait for the replacement of a lost host.
+        replace_timeout_s: Longest wait for the replacement of a lost host; with `min_workers`
+            also for those that find no room at the start.
         lease_s: A host ends its training process when it was not polled for so long, and counts
             as lost when it has not answered for so long.
     """
@@ -62,6 +63,11 @@ class GangSpec:
     standbys: int = 0
     replace_timeout_s: float = 30.0
     lease_s: float = 20.0
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether it may go on with fewer hosts."""
+        return 0 < self.min_workers < self.workers
 
     @property
     def need(self) -> dict[str, float]:
@@ -129,24 +135,49 @@ class Placement:
         self._spec = spec
         self._clock = clock
         self._group: PlacementGroup | None = None
+        self._bundles = 0
         self._shunned: dict[str, float] = {}
         self._asked = 0
 
     def reserve(self) -> list[Seat]:
         """Reserve the resources of all workers, and start a host in each bundle.
 
+        A gang that may be smaller waits for its last hosts no longer than it would for the
+        replacement of lost ones, and begins with those for which there is room.
+
         Raises:
             StartTimeout: Resources did not come within `start_timeout_s`.
         """
         spec = self._spec
-        self._group = placement_group([spec.need] * spec.workers, strategy="PACK", name=spec.name)
-        if not self._group.wait(spec.start_timeout_s):
+        deadline = self._clock() + spec.start_timeout_s
+        patience_s = spec.replace_timeout_s if spec.is_elastic else spec.start_timeout_s
+        is_reserved = self._reserve(spec.workers, min(patience_s, spec.start_timeout_s))
+        if not is_reserved and spec.is_elastic:
+            self.release()
+            fewer = max(spec.min_workers, min(self._room(), spec.workers - 1))
+            is_reserved = self._reserve(fewer, max(1.0, deadline - self._clock()))
+        if not is_reserved:
             raise StartTimeout(
-                f"no room for {spec.workers} workers of {spec.cpus} CPU(s) and {spec.gpus} GPU(s) "
-                f"within {spec.start_timeout_s:g} s: others hold the resources. Wait for them, or "
-                "raise cluster.start_timeout_s."
+                f"no room for {spec.min_workers or spec.workers} workers of {spec.cpus} CPU(s) and "
+                f"{spec.gpus} GPU(s) within {spec.start_timeout_s:g} s: others hold the resources. "
+                "Wait for them, or raise cluster.start_timeout_s."
             )
-        return [self._start_host(bundle, None) for bundle in range(spec.workers)]
+        return [self._start_host(bundle, None) for bundle in range(self._bundles)]
+
+    def _reserve(self, bundles: int, timeout_s: float) -> bool:
+        """Ask for room for so many hosts; returns whether it was there in time."""
+        spec = self._spec
+        self._group = placement_group([spec.need] * bundles, strategy="PACK", name=spec.name)
+        self._bundles = bundles
+        return bool(self._group.wait(timeout_s))
+
+    def _room(self) -> int:
+        """Hosts that would find a place now."""
+        nodes, count = self._usable_nodes(), 0
+        while node := choose(list(nodes.values()), self._spec.need, ()):
+            nodes[node.node_id] = node.without(self._spec.need)
+            count += 1
+        return count
 
     def ask(self, hosts: int, held: Collection[int | None], used: Sequence[str]) -> list[Seat]:
         """Start more hosts; those that find no room wait for it.
@@ -156,7 +187,7 @@ class Placement:
             held: Bundles that are taken.
             used: The node of each present host: those with the fewest come first.
         """
-        vacant = [bundle for bundle in range(self._spec.workers) if bundle not in held]
+        vacant = [bundle for bundle in range(self._bundles) if bundle not in held]
         nodes, bundle_nodes = self._usable_nodes(), self._bundle_nodes()
         ready = [bundle for bundle in vacant if bundle_nodes.get(bundle) in nodes]
         orphaned = [bundle for bundle in vacant if bundle not in ready]
@@ -177,7 +208,7 @@ class Placement:
         nodes, bundle_nodes = self._usable_nodes(), self._bundle_nodes()
         return choose(list(nodes.values()), self._spec.need, ()) is not None or any(
             bundle_nodes.get(bundle) in nodes
-            for bundle in range(self._spec.workers)
+            for bundle in range(self._bundles)
             if bundle not in held
         )
 

@@ -82,7 +82,7 @@ class Roster:
             places = ray.get([seat.placed for seat in self.hosts], timeout=spec.start_timeout_s)
         except ray.exceptions.GetTimeoutError:
             raise StartTimeout(
-                f"{spec.workers} templates did not start within {spec.start_timeout_s:g} s. See "
+                f"{len(self.hosts)} templates did not start within {spec.start_timeout_s:g} s. See "
                 f"{spec.log_dir}, or raise cluster.start_timeout_s."
             ) from None
         for seat, place in zip(self.hosts, places, strict=True):

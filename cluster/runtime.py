@@ -24,12 +24,13 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Need:
-    """What a gang asks for; it can do without standbys."""
+    """What a gang asks for; it can do without standbys, and with `fewest` workers (0: all)."""
 
     workers: int
     cpus: int
     gpus: int
     standbys: int = 0
+    fewest: int = 0
 
     def __str__(self) -> str:
         """As a phrase for messages."""
@@ -165,7 +166,7 @@ def _check_capacity(need: Need) -> None:
         if need.gpus:
             places = min(places, resources.get("GPU", 0) // need.gpus)
         room += int(places)
-    if room < need.workers:
+    if room < (need.fewest or need.workers):
         has = "; ".join(
             f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
             for resources in nodes

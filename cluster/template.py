@@ -147,8 +147,9 @@ def _become_worker(launch: Launch, theirs: socket.socket, parent: int) -> None:
         channel.heed_sigterm()
         code = _run_entry(channel, launch)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the disk of the log may be full
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 
@@ -157,7 +158,8 @@ def _run_entry(channel: Channel, launch: Launch) -> int:
         resolve(launch.entry)(channel, launch)
     except Exception as error:  # the process's main: everything is reported, nothing is lost
         text = traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
         body = {
             "error": f"{type(error).__name__}: {error}",
             "message": str(error),

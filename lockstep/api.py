@@ -154,7 +154,13 @@ def train(
     sources, layout = open_sources(loaded, listener.converting, listener.warned)
     probe = start_probe(loaded, layout)
     cluster = loaded.cluster
-    need = Need(cluster.workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.standbys)
+    need = Need(
+        cluster.workers,
+        cluster.cpus_per_worker,
+        cluster.gpus_per_worker,
+        cluster.standbys,
+        cluster.min_workers or 0,
+    )
     try:
         data = plan_data(loaded, sources, layout)
         registration = Registration(origin, data) if loaded.export.register else None

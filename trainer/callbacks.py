@@ -7,7 +7,7 @@ With one worker the shadow is the model itself.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from configs.schema import Job
+from trainer.callback_state import pack, unpack
 from trainer.errors import user_code_error
 from trainer.model import make
 from trainer.payloads import Arrays
@@ -23,12 +24,9 @@ from trainer.state import capture, named_variables, restore
 from trainer.strategy import Group
 
 _PATH_ARGUMENTS = ("filename", "filepath", "log_dir", "backup_dir")
-# What the constructor or `on_train_begin` finds anew: parameters, places, a file's header.
-_NOT_STATE = {"params", "_params", *_PATH_ARGUMENTS, "append", "append_header"}
 _BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
 _TEST_HOOKS = ("on_test_begin", "on_test_end")
 _TEST_BATCH_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
-_PLAIN = (bool, int, float, str, type(None))
 _LOG_BYTES = "bytes written"
 
 
@@ -67,6 +65,8 @@ class CallbackRunner:
         self._callbacks: list[keras.callbacks.Callback] = []
         self._list: keras.callbacks.CallbackList | None = None
         self._shadow = model
+        self._told: set[tuple[int, str]] = set()
+        self._warnings: list[str] = []
         self.should_stop = False
         self.is_empty = not job.train.callbacks
         if group.rank == 0 and not self.is_empty:
@@ -101,7 +101,8 @@ class CallbackRunner:
             _cut_log(callback, state.get(str(index), {}))
         self._call("on_train_begin")
         for index, callback in enumerate(self._callbacks):
-            _restore_callback(callback, state.get(str(index), {}), arrays, index)
+            kept = {k: v for k, v in state.get(str(index), {}).items() if k != _LOG_BYTES}
+            unpack(callback, kept, arrays)
 
     def on_train_end(self, logs: dict[str, float]) -> None:
         """After the last epoch."""
@@ -148,20 +149,31 @@ class CallbackRunner:
         plain: dict[str, Any] = {}
         arrays: Arrays = {}
         for index, callback in enumerate(self._callbacks):
-            plain[str(index)] = {}
-            for name, value in vars(callback).items():
-                if isinstance(value, np.generic):
-                    value = value.item()
-                if name in _NOT_STATE:
-                    continue
-                if _is_plain(value):
-                    plain[str(index)][name] = value
-                elif _is_array_list(value):
-                    for place, array in enumerate(value):
-                        arrays[f"callbacks/{index}/{name}/{place:04d}"] = np.asarray(array)
+            packed = pack(callback, f"callbacks/{index}")
+            plain[str(index)] = packed.plain
+            arrays |= packed.arrays
+            self._note_left_out(callback, packed.left_out)
             if isinstance(callback, keras.callbacks.CSVLogger):
                 plain[str(index)][_LOG_BYTES] = _log_bytes(callback)
         return plain, arrays
+
+    def take_warnings(self) -> list[str]:
+        """What of the callbacks' state cannot be kept; each attribute is told once."""
+        warnings, self._warnings = self._warnings, []
+        return warnings
+
+    def _note_left_out(
+        self, callback: keras.callbacks.Callback, left_out: Mapping[str, str]
+    ) -> None:
+        for name, kind in left_out.items():
+            if (id(callback), name) in self._told:
+                continue
+            self._told.add((id(callback), name))
+            self._warnings.append(
+                f"callback {type(callback).__name__}: its attribute {name!r} ({kind}) is in no "
+                "checkpoint. Numbers, texts, arrays, and lists, tuples, sets and dictionaries of "
+                "them are kept; or give the callback get_state() and set_state(state)."
+            )
 
     def _overrides(self, hooks: Sequence[str]) -> bool:
         return any(_has_hook(callback, hook) for callback in self._callbacks for hook in hooks)
@@ -183,10 +195,7 @@ class CallbackRunner:
         if self._shadow is not self._model:
             before = capture(self._model)
             restore(self._shadow, before)
-        try:
-            getattr(self._list, hook)(*arguments)
-        except Exception as error:
-            raise user_code_error(f"a callback ({hook})", error) from error
+        getattr(self._list, hook)(*arguments)
         changed: Arrays = {}
         if self._shadow is not self._model:
             after = capture(self._shadow)
@@ -244,33 +253,3 @@ def _cut_log(callback: keras.callbacks.Callback, state: dict[str, Any]) -> None:
         path = Path(callback.filename)
         if path.exists() and path.stat().st_size > state[_LOG_BYTES]:
             os.truncate(path, state[_LOG_BYTES])
-
-
-def _restore_callback(
-    callback: keras.callbacks.Callback, plain: dict[str, Any], arrays: Arrays, index: int
-) -> None:
-    for name, value in plain.items():
-        if name in vars(callback):
-            setattr(callback, name, value)
-    lists: dict[str, list[Any]] = {}
-    for key in sorted(arrays):
-        if key.startswith(f"callbacks/{index}/"):
-            lists.setdefault(key.split("/")[2], []).append(arrays[key])
-    for name, values in lists.items():
-        setattr(callback, name, values)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_is_plain(element) for element in value)
-    if isinstance(value, dict):
-        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
-    return isinstance(value, _PLAIN)
-
-
-def _is_array_list(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(element, np.ndarray) for element in value)
-    )

@@ -1,5 +1,6 @@
 """Learning curves as TensorBoard event files: one point an epoch, by rank 0."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,17 @@ class CurveWriter:
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
     def write(self, epoch: int, logs: Mapping[str, float], learning_rate: float) -> None:
-        """Add an epoch's values; names are those of Keras's own TensorBoard callback."""
+        """Add an epoch's values; names are those of Keras's own TensorBoard callback.
+
+        Curves are a picture: a disk that is full leaves a gap in them, and ends no training.
+        """
+        try:
+            self._write(epoch, logs, learning_rate)
+        except (OSError, tf.errors.OpError) as error:
+            print(f"learning curves of epoch {epoch}: {error}", file=sys.stderr)
+            self._writers.clear()
+
+    def _write(self, epoch: int, logs: Mapping[str, float], learning_rate: float) -> None:
         for name, value in {**logs, "learning_rate": learning_rate}.items():
             role = "validation" if name.startswith("val_") else "train"
             if role not in self._writers:

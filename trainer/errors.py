@@ -5,7 +5,8 @@ UserError
 |-- ImportRefused    a model file that is damaged, could run code, or has no equal in Keras 3
 `-- RunFolderError   a run folder that cannot be used or gone on from
 EnvironmentFailure
-`-- CheckpointError  no whole checkpoint where one is needed
+|-- CheckpointError  no whole checkpoint where one is needed
+`-- RecordsError     the files that tell of a run cannot be written
 """
 
 import traceback
@@ -28,6 +29,10 @@ class RunFolderError(UserError):
 
 class CheckpointError(EnvironmentFailure):
     """A checkpoint that is needed is damaged or missing."""
+
+
+class RecordsError(EnvironmentFailure):
+    """The summary and the report of a run cannot be written."""
 
 
 def user_code_error(what: str, error: BaseException) -> UserCodeError:

@@ -22,12 +22,24 @@ _PARTS = (
 
 
 class Goodput:
-    """Accounts for the time up to each call of its methods; times are monotonic seconds."""
+    """Accounts for the time up to each call of its methods; times are monotonic seconds.
 
-    def __init__(self, now: float) -> None:
-        self._begin = self._until = now
+    Args:
+        now: The time.
+        earlier: What `seconds` gave to a process that went before in the same run.
+    """
+
+    def __init__(self, now: float, earlier: Mapping[str, float] | None = None) -> None:
+        self._until = now
         self._seconds = dict.fromkeys(_PARTS, 0.0)
+        for name, value in (earlier or {}).items():
+            self._seconds[name] += value
         self._rest = "start"
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by kind, up to the last call; their sum is the time that is accounted for."""
+        return dict(self._seconds)
 
     def worked(self, now: float, parts: Mapping[str, float]) -> None:
         """Work was done, so many seconds of each kind; what is left of the time is "other"."""
@@ -57,12 +69,12 @@ class Goodput:
         Workers measure with their own clocks: what they count twice is taken off the largest part.
         """
         self.passed(now, {})
-        seconds = dict(self._seconds)
+        seconds = self.seconds
         owed = sum(min(0.0, value) for value in seconds.values())
         seconds = {name: max(0.0, value) for name, value in seconds.items()}
         largest = max(seconds, key=lambda name: seconds[name])
         seconds[largest] += owed
-        wall_s = max(now - self._begin, 1e-9)
+        wall_s = max(sum(seconds.values()), 1e-9)
         return {
             name: {"seconds": value, "share": value / wall_s} for name, value in seconds.items()
         }

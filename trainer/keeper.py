@@ -2,11 +2,13 @@
 
 A thread writes, so that neither training nor the watch over it waits for storage. Storage that
 fails does not end a run: the write is tried again, with a newer checkpoint if there is one by then,
-while snapshots in memory go on to cover the workers' deaths. Only what a run is ended for must be
-on storage in the end: `flush` says so, or fails.
+while snapshots in memory go on to cover the workers' deaths. The end of an epoch that is the best
+so far waits for its turn, whatever comes after it. Only what a run is ended for must be on storage
+in the end: `flush` says so, or fails.
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from typing import Any
 from configs.schema import CheckpointConfig
 from trainer.checkpoint_store import CheckpointStore
 from trainer.errors import CheckpointError
+from trainer.metric_names import is_more_better
 from trainer.payloads import Arrays, Snapshot
 
 _RETRY_S = 5.0
@@ -28,6 +31,16 @@ OnEvent = Callable[[dict[str, Any]], None]
 class _Waiting:
     snapshot: Snapshot
     generation: int
+
+    @property
+    def metrics(self) -> dict[str, float] | None:
+        """Of the epoch that ended here; None inside one."""
+        history = self.snapshot.meta.get("history") or [{}]
+        return history[-1] if self.snapshot.meta.get("reason") == "epoch" else None
+
+    def score(self, name: str) -> float:
+        """The metric of that name; not a number where there is none."""
+        return float((self.metrics or {}).get(name, math.nan))
 
 
 class CheckpointKeeper:
@@ -44,10 +57,12 @@ class CheckpointKeeper:
         self._config = config
         self._on_event = on_event
         self._changed = threading.Condition()
-        self._waiting: _Waiting | None = None
+        self._waiting: list[_Waiting] = []  # at most one being written, the best, and the newest
         self._error: CheckpointError | None = None
         self._is_closed = False
         self._thread: threading.Thread | None = None
+        self._latest_generation = 0
+        self._is_latest_taken = True
         self.latest: Snapshot | None = None
         self.weights: Arrays | None = None
 
@@ -73,17 +88,39 @@ class CheckpointKeeper:
 
     def take(self, snapshot: Snapshot, generation: int) -> None:
         """Keep a snapshot, and have it written if it is to last; returns at once."""
-        self.latest = snapshot
-        if not snapshot.is_durable:
-            return
+        self.latest, self._latest_generation = snapshot, generation
+        self._is_latest_taken = snapshot.is_durable
+        if snapshot.is_durable:
+            self._submit(_Waiting(snapshot, generation))
+
+    def take_latest(self) -> None:
+        """Have the newest snapshot written even if it was to stay in memory; returns at once."""
+        if self.latest is not None and not self._is_latest_taken:
+            self._is_latest_taken = True
+            self._submit(_Waiting(self.latest, self._latest_generation))
+
+    def _submit(self, waiting: _Waiting) -> None:
         with self._changed:
-            self._waiting = _Waiting(snapshot, generation)
+            self._waiting = [*self._best_of_waiting(waiting), waiting]
             self._changed.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._write_all, name="checkpoints", daemon=True
                 )
                 self._thread.start()
+
+    def _best_of_waiting(self, newest: _Waiting) -> list[_Waiting]:
+        """The best end of an epoch among those that wait, unless the newest one is as good."""
+        name = self._config.best_by
+        if name is None:
+            return []
+        is_more = is_more_better(name) if self._config.best_mode == "auto" else False
+        is_more = is_more or self._config.best_mode == "max"
+        scored = [one for one in [*self._waiting, newest] if math.isfinite(one.score(name))]
+        if not scored:
+            return []
+        best = (max if is_more else min)(scored, key=lambda one: one.score(name))
+        return [] if best is newest else [best]
 
     def take_weights(self, weights: Arrays, generation: int) -> None:
         """Keep the trained weights, on storage too; blocks.
@@ -101,7 +138,7 @@ class CheckpointKeeper:
             CheckpointError: It is not, within the time.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._waiting is None, timeout_s):
+            if not self._changed.wait_for(lambda: not self._waiting, timeout_s):
                 raise self._error or CheckpointError(
                     f"the newest checkpoint was not written within {timeout_s:g} s: storage does "
                     "not keep up. Go on with --resume: an earlier checkpoint is there."
@@ -118,27 +155,25 @@ class CheckpointKeeper:
     def _write_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting is not None or self._is_closed)
-                waiting = self._waiting
-                if self._is_closed or waiting is None:
+                self._changed.wait_for(lambda: bool(self._waiting) or self._is_closed)
+                if self._is_closed:
                     return
+                waiting, newest = self._waiting[0], self._waiting[-1]
             is_written = self._write(waiting)
             with self._changed:
-                if is_written and self._waiting is waiting:
-                    self._waiting = None
+                if is_written:
+                    self._waiting = [one for one in self._waiting if one is not waiting]
                 self._changed.notify_all()
                 if not is_written:
-                    self._wait_for_news(waiting)
+                    self._wait_for_news(newest)
 
-    def _wait_for_news(self, tried: _Waiting) -> None:
+    def _wait_for_news(self, newest: _Waiting) -> None:
         """Until the next try; a newer checkpoint, or the end, is worth one at once."""
-        self._changed.wait_for(lambda: self._waiting is not tried or self._is_closed, _RETRY_S)
+        self._changed.wait_for(lambda: self._waiting[-1] is not newest or self._is_closed, _RETRY_S)
 
     def _write(self, waiting: _Waiting) -> bool:
         snapshot, generation = waiting.snapshot, waiting.generation
         begin = time.monotonic()
-        history = snapshot.meta.get("history") or [{}]
-        is_epoch_end = snapshot.meta.get("reason") == "epoch"
         try:
             path = self._store.save(
                 snapshot.step,
@@ -146,7 +181,7 @@ class CheckpointKeeper:
                 snapshot.arrays,
                 snapshot.meta,
                 kind=str(snapshot.meta.get("reason")),
-                metrics=history[-1] if is_epoch_end else None,
+                metrics=waiting.metrics,
             )
         except CheckpointError as error:
             self._error = error

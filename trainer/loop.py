@@ -148,6 +148,8 @@ class TrainingLoop:
             progress.ended_by = CALLBACK
         if self._is_spent(progress.elapsed_s):  # of the snapshot: the same on all ranks
             progress.ended_by = TIME_BUDGET
+        if parts.group.rank == 0:
+            self._sender.make_room(hold(parts.model))
         chunks = ChunkCursor(parts.chunks, parts.layout, progress.step)
         first_epoch = progress.step // plan.steps_per_epoch
         for epoch in range(first_epoch, epochs):
@@ -293,6 +295,8 @@ class TrainingLoop:
         if parts.group.rank != 0:
             return
         callbacks, callback_arrays = parts.callbacks.state()
+        for warning in parts.callbacks.take_warnings():
+            parts.link.send("warning", warning)
         meta = {
             "reason": reason,
             "rows_seen": progress.rows_seen_all,

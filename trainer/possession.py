@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from trainer.errors import RunFolderError
-from trainer.files import write_json
 
 _LOCK = "owner.lock"
 _COUNT = "generation.json"
+_COUNT_BYTES = 64
 _WAIT_S = 20.0
 _RETRY_S = 0.1
 
@@ -56,11 +56,21 @@ class Possession:
                 time.sleep(_RETRY_S)
         self._descriptor = descriptor
         count = self._folder / _COUNT
-        return int(json.loads(count.read_text())["generation"]) if count.exists() else 0
+        generation = int(json.loads(count.read_text())["generation"]) if count.exists() else 0
+        self.record(generation)
+        return generation
 
     def record(self, generation: int) -> None:
-        """Write down a generation that is about to form."""
-        write_json(self._folder / _COUNT, {"generation": generation})
+        """Write down a generation that is about to form.
+
+        Always into the same bytes, in one call: a disk that has become full has room for them.
+        """
+        text = json.dumps({"generation": generation}).ljust(_COUNT_BYTES - 1) + "\n"
+        count = os.open(self._folder / _COUNT, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(count, text.encode(), 0)
+        finally:
+            os.close(count)
 
     def release(self) -> None:
         """Let another one own it. Idempotent."""

@@ -9,7 +9,7 @@ import lockstep
 from cluster.errors import RetriesExhausted
 from configs.errors import UserCodeError
 from lockstep.api import TrainOptions
-from tests.support.chaos import OWN_CODE, chaos_job, events_of
+from tests.support.chaos import OWN_CODE, assert_untouched, chaos_job, events_of
 from tests.support.jobs import assert_same_bits
 from trainer.errors import RunFolderError
 
@@ -46,6 +46,39 @@ def test_what_always_fails_at_one_step_is_the_users(rows: Path, tmp_path: Path) 
     file.unlink()
     run = first_or_resumed(job("runs"), is_resume=True)
     assert_same_bits(run, quiet)
+
+
+def test_what_a_callback_raises_once_leaves_no_trace(
+    rows: Path, tmp_path: Path, undisturbed: Any
+) -> None:
+    run = first_or_resumed(raising_job(rows, tmp_path, is_once=True))
+    (failure,) = events_of(run.folder, "failure")
+    assert failure["failure"] == "exception"
+    assert "ConnectionError: the dashboard does not answer" in failure["error"]
+    assert_untouched(run, undisturbed)
+
+
+def test_what_a_callback_always_raises_is_the_users_and_the_state_is_kept(
+    rows: Path, tmp_path: Path, undisturbed: Any
+) -> None:
+    job = raising_job(rows, tmp_path, is_once=False)
+    with pytest.raises(UserCodeError, match="3 times in a row") as raised:
+        first_or_resumed(job)
+    assert "the dashboard does not answer" in raised.value.traceback
+    folder = tmp_path / "runs" / "small" / "run"
+    assert len(events_of(folder, "failure")) == 3
+    (tmp_path / "live").unlink()
+    run = first_or_resumed(job, is_resume=True)
+    assert run.summary["weights_sha256"] == undisturbed.summary["weights_sha256"]
+    assert run.history == undisturbed.history
+
+
+def raising_job(rows: Path, tmp_path: Path, is_once: bool) -> dict[str, Any]:
+    (tmp_path / "live").touch()
+    job = chaos_job(rows, tmp_path / "runs", cluster__max_failures=5)
+    raising = {"file": str(tmp_path / "live"), "epoch": 3, "is_once": is_once}
+    job["train"]["callbacks"].append({f"{OWN_CODE}:Raising": raising})
+    return job
 
 
 @pytest.fixture

@@ -74,3 +74,18 @@ def test_a_lost_node_makes_the_gang_smaller_until_there_is_another(
     for name, values in theirs.items():
         if name.startswith("model/"):
             np.testing.assert_allclose(ours[name], values, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_run_begins_with_the_hosts_there_are_and_grows(
+    rows: Path, tmp_path: Path, cluster: Any
+) -> None:
+    """As one that is resumed after a node has gone, or whose coordinator has a successor."""
+    job = capacity_job(rows, tmp_path / "runs", 1.0)
+    with driving(job, "--address", cluster.address) as driver:
+        driver.until("formed")
+        cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        driver.until("pausing", lambda event: "room for more" in event["reason"])
+        assert driver.wait() == 0, driver.said
+    stages = [event for event in events_of(driver.folder, "forming") if event["stage"] == "train"]
+    assert [stage["workers"] for stage in stages] == [1, 2]
+    assert_each_row_once(lockstep.api.Run(driver.folder))

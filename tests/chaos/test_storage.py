@@ -23,11 +23,23 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for a few checkpoints."""
+    with mounted(tmp_path / "disk", "1m") as folder:
+        yield folder
+
+
+@pytest.fixture
+def large_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for a run."""
+    with mounted(tmp_path / "disk", "64m") as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, size: str) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("needs root to mount a file system")
-    folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"cannot mount a file system: {done.stderr.strip()}")
@@ -80,6 +92,51 @@ def test_a_disk_that_stays_full(
     with driving(job, "--resume") as driver:
         assert driver.wait() == 0
     assert summary_of(driver)["weights_sha256"] == undisturbed.summary["weights_sha256"]
+
+
+def test_the_disk_of_the_run_folder_may_be_full_for_a_while(
+    rows: Path, tmp_path: Path, large_disk: Path, undisturbed: Any
+) -> None:
+    """Checkpoints, events, metrics and logs, all on it: nothing is torn, nothing is lost."""
+    job = own_folder_job(rows, large_disk)
+    with driving(job, "--chaos", "kill:1@step=40", log_folder=tmp_path) as driver:
+        driver.until("checkpoint")
+        filler = fill(large_disk)
+        driver.printed("recovered in")
+        filler.unlink()
+        assert driver.wait() == 0, driver.said
+    told = [event["event"] for event in events_of(driver.folder)]
+    assert told.count("recovered") == 1
+    assert "checkpoint_failed" in told
+    lines = (driver.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(len(lines)))
+    assert summary_of(driver)["weights_sha256"] == undisturbed.summary["weights_sha256"]
+    assert summary_of(driver)["metrics"] == undisturbed.summary["metrics"]
+
+
+def test_the_disk_of_the_run_folder_may_stay_full(
+    rows: Path, tmp_path: Path, large_disk: Path, undisturbed: Any
+) -> None:
+    with driving(own_folder_job(rows, large_disk), log_folder=tmp_path) as driver:
+        driver.until("checkpoint")
+        filler = fill(large_disk)
+        assert driver.wait() == 3, driver.said
+        assert "--resume" in driver.said or "Free the storage" in driver.said
+        assert "Traceback" not in driver.said
+    filler.unlink()
+    with driving(own_folder_job(rows, large_disk), "--resume", log_folder=tmp_path) as driver:
+        assert driver.wait() == 0, driver.said
+    assert summary_of(driver)["weights_sha256"] == undisturbed.summary["weights_sha256"]
+    assert summary_of(driver)["metrics"] == undisturbed.summary["metrics"]
+
+
+def own_folder_job(rows: Path, disk: Path) -> dict[str, Any]:
+    """Without callbacks that write, which fail as the user's code does."""
+    job = chaos_job(rows, disk / "runs")
+    writers = ("ModelCheckpoint", "CSVLogger")
+    callbacks = job["train"]["callbacks"]
+    job["train"]["callbacks"] = [one for one in callbacks if not set(one) & set(writers)]
+    return job
 
 
 class Passage:

@@ -65,7 +65,9 @@ def test_a_run_that_stopped_goes_on_and_then_nothing_is_new(tmp_path: Path, home
 
     version = registry().resolve(MODEL)
     assert version.tags == {"pipeline": "fresh", "gate": "passed"}
-    assert version.lineage["gate"] == {"is_passed": True, "reasons": []}
+    gate = version.lineage["gate"]
+    assert (gate["is_passed"], gate["reasons"], gate["champion"]) == (True, [], None)
+    assert gate["checks"] == result["checks"]
     assert len(version.lineage["pipeline"]["files"]) == 2
 
     again = retrain(pipeline)

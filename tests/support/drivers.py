@@ -26,16 +26,22 @@ class Driver:
         job: The job; its file is written beside the run folders.
         arguments: More of the command line.
         environment: More of the environment.
+        log_folder: Where what it prints goes; beside the run folders if not given.
     """
 
     def __init__(
-        self, job: dict[str, Any], *arguments: str, environment: dict[str, str] | None = None
+        self,
+        job: dict[str, Any],
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        log_folder: Path | None = None,
     ) -> None:
         self.folder = Path(job["runs_dir"]) / job["name"] / RUN_ID
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         file = self.folder.parent / "job.yaml"
         file.write_text(yaml.safe_dump(job))
-        self._log = open(self.folder.parent / "driver.log", "ab")  # noqa: SIM115
+        self._log_path = (log_folder or self.folder.parent) / "driver.log"
+        self._log = open(self._log_path, "ab")  # noqa: SIM115
         command = ["-m", "lockstep.cli", "train", str(file), "--run-id", RUN_ID, *arguments]
         self.process = subprocess.Popen(
             [sys.executable, *command],
@@ -60,7 +66,11 @@ class Driver:
     @property
     def said(self) -> str:
         """All that it has printed, words apart by one space."""
-        return " ".join((self.folder.parent / "driver.log").read_text().split())
+        return " ".join(self._log_path.read_text().split())
+
+    def printed(self, text: str) -> None:
+        """Wait until it has printed this."""
+        wait_for(lambda: text in self.said, text, lambda: self.process.poll() is None)
 
     def close(self) -> None:
         """End it, if it has not ended."""
@@ -72,10 +82,13 @@ class Driver:
 
 @contextlib.contextmanager
 def driving(
-    job: dict[str, Any], *arguments: str, environment: dict[str, str] | None = None
+    job: dict[str, Any],
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    log_folder: Path | None = None,
 ) -> Iterator[Driver]:
     """A driver that does not outlive the block."""
-    driver = Driver(job, *arguments, environment=environment)
+    driver = Driver(job, *arguments, environment=environment, log_folder=log_folder)
     try:
         yield driver
     finally:

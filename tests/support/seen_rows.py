@@ -62,6 +62,22 @@ class Deadly(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Raising(keras.callbacks.Callback):
+    """Raises at the end of an epoch: once, or as long as the file is there."""
+
+    def __init__(self, file, epoch, is_once):
+        super().__init__()
+        self.file = file
+        self.at_epoch = epoch
+        self.is_once = is_once
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.at_epoch and Path(self.file).exists():
+            if self.is_once:
+                Path(self.file).unlink()
+            raise ConnectionError("the dashboard does not answer")
+
+
 class Endless(keras.callbacks.Callback):
     """Does not come back from the end of an epoch, once."""
 

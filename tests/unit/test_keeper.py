@@ -231,3 +231,38 @@ def test_trained_weights_are_on_storage_when_the_call_returns(keeper, store):
     keeper.take_weights(weights, 7)
     assert keeper.weights is weights
     assert store.finals == [7]
+
+
+def epoch_end(step: int, value: float) -> Snapshot:
+    return snapshot(step, "epoch", history=[{"val_mae": value}])
+
+
+def test_the_best_epoch_waits_for_its_turn_and_others_give_way(keeper, store, events):
+    store.gate.clear()
+    keeper.take(snapshot(4), 1)
+    store.begun.get(timeout=BOUND_S)
+    for step, value in ((8, 3.0), (16, 1.0), (24, 2.0), (32, 5.0)):
+        keeper.take(epoch_end(step, value), 1)
+    keeper.take(snapshot(36), 1)
+    store.gate.set()
+    keeper.flush(BOUND_S)
+    assert [step for step, _, _ in store.saved] == [4, 16, 36]
+
+
+def test_the_newest_in_memory_is_written_when_a_run_ends(keeper, store, events):
+    keeper.take(snapshot(8), 1)
+    keeper.take(snapshot(13, IN_MEMORY), 2)
+    keeper.take_latest()
+    keeper.take_latest()
+    keeper.flush(BOUND_S)
+    assert store.saved[-1] == (13, 2, IN_MEMORY)
+    assert [step for step, _, _ in store.saved].count(13) == 1
+
+
+def test_what_is_on_storage_already_is_not_written_again(keeper, store, events):
+    keeper.take_latest()
+    keeper.take(snapshot(8), 1)
+    keeper.flush(BOUND_S)
+    keeper.take_latest()
+    keeper.flush(BOUND_S)
+    assert store.saved == [(8, 1, "step")]

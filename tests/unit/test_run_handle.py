@@ -40,6 +40,7 @@ def handle_of(actor: Actor, monkeypatch: pytest.MonkeyPatch) -> RunHandle:
     monkeypatch.setattr(ray, "wait", lambda asked, timeout: (asked, []))
     monkeypatch.setattr(handles, "release", lambda name: None)
     monkeypatch.setattr(handles, "_UNREACHABLE_S", 0.3)
+    monkeypatch.setattr(ray, "kill", lambda actor: actor.asked.append(("kill", ())))
     handle = RunHandle.__new__(RunHandle)
     handle._actor, handle._name, handle._next_event = actor, "gang", 7
     handle._result = actor.run.remote()
@@ -64,7 +65,7 @@ def test_a_dead_coordinator_is_lost_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     actor = Actor(run=[None], events=[DEAD])
     with pytest.raises(CoordinatorLost, match="ActorDiedError"):
         handle_of(actor, monkeypatch).events(5.0)
-    assert [name for name, _ in actor.asked] == ["run", "events"]
+    assert [name for name, _ in actor.asked] == ["run", "events", "kill"]
 
 
 def test_a_result_whose_call_was_cut_off_is_asked_for_again(
@@ -74,3 +75,11 @@ def test_a_result_whose_call_was_cut_off_is_asked_for_again(
     handle = handle_of(actor, monkeypatch)
     assert [handle.is_finished() for _ in range(3)] == [False, False, True]
     assert handle.result() == {"status": "done"}
+
+
+def test_a_coordinator_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would go on holding the run folder, and its successor would find it taken."""
+    actor = Actor(run=[None], events=[ray.exceptions.GetTimeoutError()])
+    with pytest.raises(CoordinatorLost, match="GetTimeoutError"):
+        handle_of(actor, monkeypatch).events(5.0)
+    assert actor.asked[-1] == ("kill", ())
