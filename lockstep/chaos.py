@@ -13,11 +13,12 @@ from lockstep.api import Run, TrainOptions, train
 from lockstep.follow import Listener
 from trainer.checkpoint_store import CheckpointStore, Origin
 from trainer.errors import CheckpointError
+from trainer.files import RecordLog
 from trainer.payloads import Arrays
 from trainer.run_folder import checkpoints_of
 
 TOLERANCE = 4e-5
-"""Of weights where another number of workers did a part of the work."""
+"""Of weights where another number of workers did a part of the work; else every bit is the same."""
 
 
 def compare_with_undisturbed(
@@ -38,7 +39,8 @@ def compare_with_undisturbed(
         listener: Is told of the undisturbed run.
 
     Returns:
-        `verdict` ("equal bit for bit", "equal up to rounding", "differs"), `greatest` (difference
+        `verdict` ("equal bit for bit", "equal up to rounding" where fewer workers did a part,
+        "differs"), `greatest` (difference
         of a weight, relative to 1 + its size), `failures`, `undisturbed` (the other run's folder).
     """
     options = replace(
@@ -59,7 +61,7 @@ def compare_with_undisturbed(
     verdict = "differs"
     if is_same:
         verdict = "equal bit for bit"
-    elif greatest <= TOLERANCE:
+    elif greatest <= TOLERANCE and _had_fewer_workers(run):
         verdict = "equal up to rounding"
     return {
         "verdict": verdict,
@@ -67,6 +69,14 @@ def compare_with_undisturbed(
         "failures": len(run.summary["recoveries"]),
         "undisturbed": str(other.folder),
     }
+
+
+def _had_fewer_workers(run: Run) -> bool:
+    """Whether a part of the training was done by fewer workers than the job has."""
+    wanted = load_job(run.folder / "job.yaml").cluster.workers
+    events = RecordLog(run.folder / "events.jsonl").records()
+    formed = [event for event in events if event["event"] == "forming"]
+    return any(event["workers"] < wanted for event in formed if event["stage"] == "train")
 
 
 def _weights(run: Run) -> Arrays:

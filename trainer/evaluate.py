@@ -21,6 +21,10 @@ from trainer.strategy import Group
 _EVALUATION_ROWS = 512
 
 
+class Abandoned(Exception):
+    """An evaluation that all ranks have left together before its end."""
+
+
 class Hooks(Protocol):
     """What is told while a model is validated; see `trainer.callbacks`."""
 
@@ -83,6 +87,7 @@ class Evaluator:
         block_rows: NDArray[np.int64],
         constant: Any = None,
         hooks: Hooks | None = None,
+        may_go_on: Callable[[], bool] | None = None,
     ) -> dict[str, float]:
         """Loss and metrics over all rows, the same on each rank. A collective.
 
@@ -91,6 +96,10 @@ class Evaluator:
             block_rows: `(blocks,)`, rows that count in each.
             constant: `(outputs,)`: evaluate this constant prediction, not the model's.
             hooks: Is told, as `fit` tells callbacks of validation; batch hooks come once a call.
+            may_go_on: Asked before each chunk; where one rank's says no, all leave.
+
+        Raises:
+            Abandoned: A rank was not to go on.
         """
         chunks = EvaluationChunks(block_rows, reader, self._layout, self._cut)
         if hooks is not None:
@@ -98,24 +107,50 @@ class Evaluator:
         reset_metrics(self._model, self._group)
         arrived = iter(chunk_dataset(chunks, self._layout, 0))
         if hooks is not None and hooks.wants_test_batches:
-            self._run_in_step(arrived, chunks.chunks, constant, hooks)
+            self._run_in_step(arrived, chunks.chunks, constant, hooks, may_go_on)
         else:
-            for arrays in arrived:
-                self.mark()
-                self._step.run(ChunkRows(*arrays), constant)
+            self._run(arrived, constant, may_go_on)
         results = metric_results(self._model, self._group)
         if hooks is not None:
             hooks.on_test_end(results)
         return results
 
+    def _run(
+        self, arrived: Iterator[Any], constant: Any, may_go_on: Callable[[], bool] | None
+    ) -> None:
+        """Each rank by itself, but where every batch is shared."""
+        is_leaving = False
+        for arrays in arrived:
+            self.mark()
+            if may_go_on is not None:
+                is_leaving = not may_go_on()
+                if self._cut.is_batch_shared:
+                    is_leaving = self._is_any(is_leaving)
+            if is_leaving:
+                break
+            self._step.run(ChunkRows(*arrays), constant)
+        if may_go_on is not None and self._is_any(is_leaving):
+            raise Abandoned
+
+    def _is_any(self, is_so: bool) -> bool:
+        """Whether it is so on any rank; a collective."""
+        return bool(self._group.sum(np.array([is_so], np.int64))[0])
+
     def _run_in_step(
-        self, arrived: Iterator[Any], chunks: int, constant: Any, hooks: Hooks
+        self,
+        arrived: Iterator[Any],
+        chunks: int,
+        constant: Any,
+        hooks: Hooks,
+        may_go_on: Callable[[], bool] | None,
     ) -> None:
         """Chunk by chunk on all ranks together, so that hooks can be told in between."""
         calls = int(self._group.gather(np.array([chunks], np.int64)).max())
         at = 0
         for _ in range(calls):
             self.mark()
+            if may_go_on is not None and self._is_any(not may_go_on()):
+                raise Abandoned
             hooks.on_test_batch_begin(at)
             arrays = next(arrived, None)
             steps = 0

@@ -3,6 +3,7 @@
 Training (`trainer.worker`) and verification (`trainer.verify`) both work with it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -84,6 +85,7 @@ class Learner:
         constant: Any = None,
         hooks: Hooks | None = None,
         most_rows: int | None = None,
+        may_go_on: Callable[[], bool] | None = None,
     ) -> dict[str, float]:
         """Loss and metrics over the rows of a role; a collective. See `Evaluator.evaluate`.
 
@@ -92,7 +94,7 @@ class Learner:
         block_rows = self._data.scans[role].block_rows
         if most_rows is not None:
             block_rows = first_blocks(block_rows, most_rows)
-        return self.evaluator.evaluate(self._readers[role], block_rows, constant, hooks)
+        return self.evaluator.evaluate(self._readers[role], block_rows, constant, hooks, may_go_on)
 
     def make_shadow(self) -> keras.Model:
         """The same model outside of the strategy."""

@@ -22,7 +22,7 @@ from data_pipeline.reader import ChunkRows, TrainingChunks
 from trainer import keras_adapter
 from trainer.callbacks import CallbackRunner
 from trainer.curves import CurveWriter
-from trainer.evaluate import Hooks, metric_results, reset_metrics
+from trainer.evaluate import Abandoned, metric_results, reset_metrics
 from trainer.payloads import IN_MEMORY, Snapshot
 from trainer.snapshots import Link, SnapshotSender
 from trainer.state import (
@@ -75,7 +75,8 @@ class LoopParts:
         chunks: Their chunks.
         callbacks: The job's callbacks.
         curves: Receives each epoch's values, on rank 0.
-        validate: Metrics on the validation rows, telling hooks; None without any; a collective.
+        validate: Metrics on the validation rows, with `hooks` and `may_go_on` as
+            `trainer.evaluate.Evaluator` takes them; None without such rows; a collective.
         link: The connection to the coordinator.
     """
 
@@ -88,7 +89,7 @@ class LoopParts:
     chunks: TrainingChunks
     callbacks: CallbackRunner
     curves: CurveWriter
-    validate: Callable[[Hooks], dict[str, float]] | None
+    validate: Callable[..., dict[str, float]] | None
     link: Link
 
 
@@ -101,6 +102,7 @@ class TrainingLoop:
         self._call_steps = parts.job.train.steps_per_execution or _FIRST_CALL_STEPS
         self._last_call = (0, 0.0)
         self._restored: Snapshot | None = None
+        self._left_logs: dict[str, float] | None = None  # of an epoch left while it was validated
         self._begin_s = self._snapshot_s = time.monotonic()
         self._sender = SnapshotSender(parts.link)
         self._has_called = False
@@ -122,6 +124,7 @@ class TrainingLoop:
             history=list(meta["history"]),
         )
         self._restored = snapshot
+        self._left_logs = meta.get("left_logs")
 
     def run(self) -> None:
         """Train; a collective. Afterwards `is_stopped` tells whether a stop was requested.
@@ -151,7 +154,7 @@ class TrainingLoop:
         if parts.group.rank == 0:
             self._sender.make_room(hold(parts.model))
         chunks = ChunkCursor(parts.chunks, parts.layout, progress.step)
-        first_epoch = progress.step // plan.steps_per_epoch
+        first_epoch = progress.step // plan.steps_per_epoch - (self._left_logs is not None)
         for epoch in range(first_epoch, epochs):
             if parts.callbacks.should_stop:
                 progress.ended_by = CALLBACK
@@ -166,16 +169,34 @@ class TrainingLoop:
         parts.callbacks.on_train_end(progress.history[-1] if progress.history else {})
 
     def _train_epoch(self, epoch: int, chunks: "ChunkCursor") -> None:
-        parts, progress = self._parts, self._progress
-        plan = parts.share.plan
+        progress, plan = self._progress, self._parts.share.plan
         begin_s, first = time.monotonic(), progress.step
+        is_cut = self._left_logs is None and self._take_steps(epoch, chunks)
+        if self.is_stopped and is_cut:
+            return
+        first_of_epoch = epoch * plan.steps_per_epoch
+        rows = plan.rows_before_step(progress.step - first_of_epoch)
+        rows -= plan.rows_before_step(first - first_of_epoch)
+        is_whole = progress.step == first_of_epoch + plan.steps_per_epoch
+        try:
+            self._end_epoch(epoch, rows, begin_s, may_leave=is_whole)
+        except Abandoned:
+            self.is_stopped = True
+            self._snapshot("stop")
+            return
+        if not is_cut:
+            self._snapshot("epoch")
+
+    def _take_steps(self, epoch: int, chunks: "ChunkCursor") -> bool:
+        """All steps of an epoch that are left; returns whether it was cut short from outside."""
+        parts, progress = self._parts, self._progress
+        plan, seed = parts.share.plan, parts.job.train.seed
         reset_metrics(parts.model, parts.group)
         is_inside = progress.step % plan.steps_per_epoch != 0
         if is_inside and self._restored is not None:
-            arrays, seed = self._restored.arrays, parts.job.train.seed
+            arrays = self._restored.arrays
             restore_ranks(parts.model, parts.group, arrays, seed, progress.step)
         else:
-            seed = parts.job.train.seed
             seed_dropout(parts.model, seed, progress.step, parts.group.first_replica)
             parts.callbacks.on_epoch_begin(epoch)
         progress.epoch_rows = 0
@@ -189,14 +210,7 @@ class TrainingLoop:
         if is_cut:
             # Inside an epoch: what goes on from here goes on with its metrics.
             self._snapshot("stop" if self.is_stopped else "time")
-        if self.is_stopped and is_cut:
-            return
-        first_of_epoch = epoch * plan.steps_per_epoch
-        rows = plan.rows_before_step(progress.step - first_of_epoch)
-        rows -= plan.rows_before_step(first - first_of_epoch)
-        self._end_epoch(epoch, rows, begin_s)
-        if not is_cut:
-            self._snapshot("epoch")
+        return is_cut
 
     def _train_call(self, epoch: int, last: int, chunks: "ChunkCursor") -> None:
         parts, progress = self._parts, self._progress
@@ -218,7 +232,7 @@ class TrainingLoop:
             steps,
             parts.share.may_be_empty(step_of_epoch, step_of_epoch + steps),
             Vote(
-                parts.link.has_command("stop") or parts.link.has_command("pause"),
+                self._is_asked,
                 self._is_spent(self._elapsed_s()),
                 self._last_call[1],
                 self._is_snapshot_due(),
@@ -242,15 +256,25 @@ class TrainingLoop:
             self._count_rows()
             self._snapshot("step" if self._is_checkpoint_step() else IN_MEMORY)
 
-    def _end_epoch(self, epoch: int, rows: int, begin_s: float) -> None:
+    def _end_epoch(self, epoch: int, rows: int, begin_s: float, may_leave: bool) -> None:
+        """Validate, tell and record; where ranks are asked to go in validation, they leave it.
+
+        Raises:
+            Abandoned: They left. What was measured in training is in `_left_logs`.
+        """
         parts, progress = self._parts, self._progress
         parts.link.mark("epoch_end", progress.step)
-        logs = metric_results(parts.model, parts.group)
+        logs = self._left_logs
+        if logs is None:
+            logs = metric_results(parts.model, parts.group)
         if parts.validate is not None and (epoch + 1) % parts.job.train.validation_freq == 0:
             parts.link.mark("evaluation", progress.step)
+            self._left_logs = logs
+            may_go_on = (lambda: not self._is_asked) if may_leave else None
             with self._timed("evaluation"):
-                validation = parts.validate(parts.callbacks)
-            logs |= {f"val_{name}": value for name, value in validation.items()}
+                validation = parts.validate(hooks=parts.callbacks, may_go_on=may_go_on)
+            self._left_logs = None
+            logs = logs | {f"val_{name}": value for name, value in validation.items()}
         parts.link.mark("callbacks", progress.step)
         with self._timed("callbacks"):
             parts.callbacks.on_epoch_end(epoch, logs)
@@ -268,6 +292,11 @@ class TrainingLoop:
             parts.link.send("epoch", body)
             parts.curves.write(epoch, logs, body["learning_rate"])
         reset_metrics(parts.model, parts.group)
+
+    @property
+    def _is_asked(self) -> bool:
+        """Whether this rank knows that all are to leave."""
+        return self._parts.link.has_command("stop") or self._parts.link.has_command("pause")
 
     @property
     def _is_ending(self) -> bool:
@@ -304,6 +333,7 @@ class TrainingLoop:
             "history": list(progress.history),
             "callbacks": callbacks,
             "stopped_by_callback": parts.callbacks.should_stop,
+            "left_logs": self._left_logs,
         }
         arrays = hold(parts.model) | ranks | callback_arrays
         self._sender.submit(Snapshot(progress.step, arrays, meta))

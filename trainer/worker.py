@@ -70,7 +70,7 @@ def make_loop(payload: TrainingPayload, learner: Learner, link: Link) -> Trainin
     )
     validate = None
     if "validation" in learner.roles:
-        validate = functools.partial(learner.evaluate, "validation", None)
+        validate = functools.partial(learner.evaluate, "validation")
     return TrainingLoop(
         LoopParts(
             job=job,

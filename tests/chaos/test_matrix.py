@@ -10,7 +10,7 @@ import pytest
 
 import lockstep
 from lockstep.api import TrainOptions
-from tests.support.chaos import assert_fired, assert_untouched, chaos_job, events_of
+from tests.support.chaos import OWN_CODE, assert_fired, assert_untouched, chaos_job, events_of
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -64,6 +64,24 @@ def test_who_is_told_to_go_leaves_in_order_and_no_step_is_lost(
     reasons = [event["reason"] for event in events_of(run.folder, "pausing")]
     assert reasons == ["ranks [1] are to go", "ranks [0] are to go"]
     assert events_of(run.folder, "failure") == []
+    assert_untouched(run, undisturbed)
+
+
+def test_a_validation_is_left_and_done_again_and_no_step_is_lost(
+    rows: Path, tmp_path: Path, undisturbed: Any
+) -> None:
+    """It may take longer than there is time to go."""
+    job = chaos_job(rows, tmp_path / "runs")
+    job["train"]["callbacks"].append({f"{OWN_CODE}:SlowValidation": {"seconds": 1.0}})
+    plan = "term:1@phase=evaluation:2"
+    run = lockstep.train(job, options=TrainOptions(chaos=plan))
+    assert_fired(run, plan)
+    assert events_of(run.folder, "failure") == []
+    assert [recovery["steps_replayed"] for recovery in run.summary["recoveries"]] == []
+    paused = events_of(run.folder, "pausing")[0]["generation"]
+    kept = {(e["generation"], e["step"]) for e in events_of(run.folder, "checkpoint")}
+    ends = {step for _, step in kept if step % 16 == 0}
+    assert any({(paused, step), (paused + 1, step)} <= kept for step in ends), kept
     assert_untouched(run, undisturbed)
 
 

@@ -49,6 +49,17 @@ class Slow(keras.callbacks.Callback):
         time.sleep(self.seconds)
 
 
+class SlowValidation(keras.callbacks.Callback):
+    """Lets a validation take longer."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def on_test_begin(self, logs=None):
+        time.sleep(self.seconds)
+
+
 class Deadly(keras.callbacks.Callback):
     """Kills its process at the end of an epoch, always."""
 
