@@ -180,7 +180,7 @@ def _exception_failure(message: Message) -> GangFailure:
         f"rank {message.rank} raised {body['error']}",
         "exception",
         message.rank,
-        body["full_traceback"],
+        body["traceback"] or body["full_traceback"],
         body["error"],
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from configs.schema import Job
 from trainer.callback_state import pack, unpack
-from trainer.errors import user_code_error
+from trainer.errors import CallbackFailed, user_code_error
 from trainer.model import make
 from trainer.payloads import Arrays
 from trainer.state import capture, named_variables, restore
@@ -195,7 +195,10 @@ class CallbackRunner:
         if self._shadow is not self._model:
             before = capture(self._model)
             restore(self._shadow, before)
-        getattr(self._list, hook)(*arguments)
+        try:
+            getattr(self._list, hook)(*arguments)
+        except Exception as error:
+            raise CallbackFailed(hook, error) from error
         changed: Arrays = {}
         if self._shadow is not self._model:
             after = capture(self._shadow)

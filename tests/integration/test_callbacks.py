@@ -166,7 +166,7 @@ def test_nothing_but_the_named_files_is_left(written: lockstep.Run) -> None:
     assert names == {
         *("job.yaml", "data.json", "environment.json", "events.jsonl", "metrics.jsonl", "logs"),
         *("tensorboard", "checkpoints", "artifact", "report.html", "summary.json"),
-        *("owner.lock", "generation.json"),
+        *("owner.lock", "generation.json", "account.json"),
         *("full.h5", "full.keras", "best.weights.h5", "board", "log.csv"),
     }
 

@@ -46,11 +46,13 @@ def said(rank: int, kind: str, body: Any = None) -> Message:
     return Message(1, rank, kind, body)
 
 
-def raised(rank: int, error: str, is_user_error: bool = False) -> Message:
+def raised(
+    rank: int, error: str, is_user_error: bool = False, users_traceback: str = ""
+) -> Message:
     body = {
         "error": error,
         "message": error,
-        "traceback": "theirs",
+        "traceback": users_traceback,
         "full_traceback": "all of it",
         "is_user_error": is_user_error,
     }
@@ -86,6 +88,14 @@ def test_an_exception_that_nothing_explains_is_its_ranks_own(
     failure, _ = failure_of(monkeypatch, own)
     assert (failure.kind, failure.rank) == ("exception", 1)
     assert (failure.cause, failure.traceback) == ("ValueError: no", "all of it")
+
+
+def test_where_the_users_own_traceback_is_known_it_is_the_one_that_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = [raised(0, "CallbackFailed: no", users_traceback="theirs"), said(0, "exited", 1), None]
+    failure, _ = failure_of(monkeypatch, [*own, None])
+    assert failure.traceback == "theirs"
 
 
 def pulses_of(ranks: tuple[int, ...], seconds: int) -> list[Message | None]:

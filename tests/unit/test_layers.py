@@ -49,6 +49,7 @@ CATCHES_EVERYTHING = {
     ("serving/engine.py", "_bring_in"): "a model's graph may raise anything when it is warmed",
     ("serving/front.py", "_answer"): "the request handler: logged, answered with 500",
     ("serving/lane.py", "_answers"): "a model may raise anything: told to the request at fault",
+    ("trainer/callbacks.py", "_decide"): "the user's callback may raise anything",
     ("trainer/mlflow_sender.py", "flush"): "MLflow raises what is below it raises: told, and tried",
     ("trainer/model.py", "make"): "the user's class, or arguments that Keras refuses in any way",
     ("trainer/model.py", "call_builder"): "the user's builder may raise anything",
