@@ -118,6 +118,7 @@ class RunSpec:
         settings: Plain values.
         chaos: A plan of faults (`cluster.faults`), or nothing.
         chaos_seed: Of what the plan leaves to chance.
+        chaos_fired: What of the plan earlier coordinators of the run have seen fire, as text.
         environment: Added to the coordinator's environment; may hold secrets.
     """
 
@@ -129,6 +130,7 @@ class RunSpec:
     settings: Any
     chaos: str = ""
     chaos_seed: int = 0
+    chaos_fired: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -147,6 +149,7 @@ class Coordinator:
         self._chaos = FaultPlan(())
         if spec.chaos:
             self._chaos = FaultPlan.parse(spec.chaos, spec.chaos_seed)
+            self._chaos.fired_before(spec.chaos_fired)
         self._running: Future[Any] | None = None
         self._ready_since: float | None = None
         self._looked_at = 0.0

@@ -181,6 +181,14 @@ class FaultPlan:
             self._handed_out.discard(number)
             self._fired[number] += 1
 
+    def fired_before(self, faults: Iterable[str]) -> None:
+        """An earlier coordinator saw these fire, each text once for each time."""
+        for text in faults:
+            for fault in self.faults:
+                if str(fault) == text and self._is_open(fault):
+                    self._fired[fault.number] += 1
+                    break
+
     @property
     def is_spent(self) -> bool:
         """Whether nothing of the plan can fire any more."""

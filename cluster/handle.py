@@ -10,6 +10,7 @@ from cluster.coordinator import Coordinator, RunSpec
 from cluster.errors import CoordinatorLost
 from cluster.gang import release
 
+_ANSWER_S = 30.0  # longer than a coordinator is ever busy
 _UNREACHABLE_S = 3.0  # a connection that broke is there again by then, or its end is known
 
 
@@ -38,7 +39,9 @@ class RunHandle:
         """
         cut_at: float | None = None
         while True:
-            wait_s, allowed_s = (timeout_s, timeout_s + 30) if not cut_at else (0, _UNREACHABLE_S)
+            wait_s, allowed_s = (
+                (timeout_s, timeout_s + _ANSWER_S) if not cut_at else (0, _UNREACHABLE_S)
+            )
             asked = self._actor.events.remote(self._next_event, wait_s)
             try:
                 self._next_event, news = ray.get(asked, timeout=allowed_s)

@@ -158,8 +158,9 @@ class ClusterConfig(Section):
     )
     min_workers: PositiveInt | None = Field(
         None,
-        description="Fewest workers to go on with when hosts are lost and nothing replaces them; "
-        "the run grows again when capacity returns. null: as many as workers, never fewer.",
+        description="Fewest workers to begin or go on with when there is no room for all, or hosts "
+        "are lost and nothing replaces them; the run grows when there is capacity. null: as many "
+        "as workers, never fewer.",
     )
     standbys: int = Field(
         0,
@@ -169,8 +170,8 @@ class ClusterConfig(Section):
     )
     replace_timeout_s: float = Field(
         30.0,
-        description="Longest wait, in seconds, for a lost host to be replaced; then the run goes "
-        "on with fewer workers where min_workers allows it.",
+        description="Longest wait, in seconds, for a lost host to be replaced, or for room for all "
+        "workers at the start; then fewer go on where min_workers allows it.",
         gt=0,
     )
     stall_after_s: float = Field(

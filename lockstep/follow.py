@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.coordinator import RunSpec
@@ -10,6 +11,7 @@ from cluster.handle import RunHandle
 from cluster.runtime import is_alive
 from configs.errors import UserError
 from configs.schema import Job
+from trainer.files import RecordLog
 from trainer.payloads import PlannedData
 from trainer.probe import ModelFacts
 from trainer.run_folder import RunFolder
@@ -107,8 +109,8 @@ def drain(handle: RunHandle, listener: Listener) -> dict[str, Any]:
 def follow(spec: RunSpec, listener: Listener) -> None:
     """Follow a training run to its end; a coordinator that is lost gets a successor.
 
-    The successor goes on from the newest checkpoint on storage. The plan of chaos is not repeated:
-    what has happened of it, nobody knows any more.
+    The successor goes on from the newest checkpoint on storage, and with what has not happened yet
+    of a plan of chaos; its clock begins anew.
     """
     for left in reversed(range(_COORDINATORS)):
         try:
@@ -119,7 +121,8 @@ def follow(spec: RunSpec, listener: Listener) -> None:
                 raise
             listener.warned(f"{error} Another one goes on.")
             settings = replace(spec.settings, is_resumed=True, lost_at=time.time())
-            spec = replace(spec, settings=settings, chaos="")
+            fired = _fired(Path(settings.run_folder))
+            spec = replace(spec, settings=settings, chaos_fired=fired)
     if summary["status"] == "interrupted":
         raise Interrupted(
             f"stopped after step {summary['steps']}; the checkpoint is in {summary['run_folder']}. "
@@ -127,3 +130,10 @@ def follow(spec: RunSpec, listener: Listener) -> None:
             if summary["steps"]
             else "stopped before the first step; there is no checkpoint yet."
         )
+
+
+def _fired(run_folder: Path) -> tuple[str, ...]:
+    """Faults that have fired in a run; ranks that one hits together count once."""
+    events = RecordLog(run_folder / "events.jsonl").records()
+    fired = {(e["generation"], e["fault"]): e["fault"] for e in events if e["event"] == "chaos"}
+    return tuple(fired.values())
