@@ -8,7 +8,7 @@ import pytest
 
 import lockstep
 from lockstep.api import TrainOptions
-from tests.support.chaos import assert_untouched, chaos_job, events_of
+from tests.support.chaos import OWN_CODE, assert_untouched, chaos_job, events_of
 from tests.support.drivers import RUN_ID, Belongings, driving, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session")]
@@ -50,3 +50,23 @@ def test_a_driver_that_is_told_to_stop_leaves_a_checkpoint(
         wait_for(lambda: belongings.left() == [], "end of all that the driver had")
     assert len(events_of(driver.folder, "interrupted")) == 1
     assert_untouched(lockstep.train(job, options=RESUME), undisturbed)
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_run_that_ends_by_itself_leaves_nothing_either(
+    rows: Path, tmp_path: Path, is_broken: bool
+) -> None:
+    """In order, and as a failure."""
+    file = tmp_path / "live"
+    job = chaos_job(rows, tmp_path / "runs")
+    raising = {"file": str(file), "epoch": 3, "is_once": False}
+    job["train"]["callbacks"].append({f"{OWN_CODE}:Raising": raising})
+    if is_broken:
+        file.touch()
+    with driving(job) as driver:
+        driver.until("checkpoint", is_inside)
+        belongings = Belongings(driver.process.pid)
+        assert len(belongings.processes) > 4
+        assert belongings.ports
+        assert driver.wait() == (2 if is_broken else 0), driver.said
+        wait_for(lambda: belongings.left() == [], "end of all that the driver had")

@@ -136,6 +136,18 @@ def test_a_killed_host_is_replaced_by_a_standby(
     print(done.summary["recoveries"])
 
 
+def test_a_dead_raylet_takes_its_host_along_and_another_takes_its_place(
+    network: Network, rows: Path, undisturbed: Any, tmp_path: Path
+) -> None:
+    with training(network, rows, tmp_path) as run:
+        run.until_epoch(10)
+        run.node_of(1).kill_raylet()
+        done = run.finish()
+    assert_same_bits(done, undisturbed)
+    assert run.of("failure")
+    assert done.summary["workers"] == 2
+
+
 def test_a_host_that_is_not_replaced_is_done_without_until_it_returns(
     network: Network, rows: Path, undisturbed: Any, tmp_path: Path
 ) -> None:

@@ -60,6 +60,18 @@ class SlowValidation(keras.callbacks.Callback):
         time.sleep(self.seconds)
 
 
+class Hungry(keras.callbacks.Callback):
+    """Takes memory for a moment at each epoch's end."""
+
+    def __init__(self, size_bytes):
+        super().__init__()
+        self.size_bytes = size_bytes
+
+    def on_epoch_end(self, epoch, logs=None):
+        taken = bytearray(self.size_bytes)
+        taken[:: os.sysconf("SC_PAGE_SIZE")] = b"1" * len(taken[:: os.sysconf("SC_PAGE_SIZE")])
+
+
 class Deadly(keras.callbacks.Callback):
     """Kills its process at the end of an epoch, always."""
 
