@@ -23,6 +23,31 @@ _SINGULAR = {
 # Kinds that stand as arguments inside others, such as a schedule inside an optimizer.
 _NESTED_KINDS = ("layers", "optimizers", "schedules", "initializers", "regularizers", "constraints")
 
+ROW_FUNCTIONS = {
+    "MeanAbsoluteError": "mean_absolute_error",
+    "MeanSquaredError": "mean_squared_error",
+    "RootMeanSquaredError": "mean_squared_error",
+    "MeanAbsolutePercentageError": "mean_absolute_percentage_error",
+    "MeanSquaredLogarithmicError": "mean_squared_logarithmic_error",
+    "LogCosh": "log_cosh",
+    "LogCoshError": "log_cosh",
+    "Huber": "huber",
+    "Poisson": "poisson",
+    "KLDivergence": "kl_divergence",
+    "Hinge": "hinge",
+    "SquaredHinge": "squared_hinge",
+    "CategoricalHinge": "categorical_hinge",
+    "BinaryCrossentropy": "binary_crossentropy",
+    "CategoricalCrossentropy": "categorical_crossentropy",
+    "SparseCategoricalCrossentropy": "sparse_categorical_crossentropy",
+    "BinaryAccuracy": "binary_accuracy",
+    "CategoricalAccuracy": "categorical_accuracy",
+    "SparseCategoricalAccuracy": "sparse_categorical_accuracy",
+    "TopKCategoricalAccuracy": "top_k_categorical_accuracy",
+    "SparseTopKCategoricalAccuracy": "sparse_top_k_categorical_accuracy",
+}
+"""Keras's functions that give one value a row, by the class of the metric or loss."""
+
 
 @functools.cache
 def catalog() -> dict[str, Any]:

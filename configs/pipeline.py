@@ -15,6 +15,9 @@ from configs.section import Paths, PositiveInt, Section
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
+MAX_SLICES = 1_000
+"""The most values that a column of `gate.slices` may have."""
+
 
 class FrozenRowsConfig(Section):
     """The rows that judge: exactly one of `files`, `newest_files`, `newest_days` and `fraction`.

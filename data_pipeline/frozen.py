@@ -8,7 +8,7 @@ files.
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class RowRules:
         time_column: Column of moments.
         judges_after_us: Rows later than this judge.
         trains_after_us: Only rows later than this train.
+        unseen: Files that came later: their rows of exactly that moment train, too.
     """
 
     fraction: float | None = None
@@ -55,6 +56,7 @@ class RowRules:
     time_column: str | None = None
     judges_after_us: int | None = None
     trains_after_us: int | None = None
+    unseen: frozenset[str] = frozenset()
 
     def masks(self, table: pa.Table) -> tuple[Mask, Mask]:
         """`(rows,)` each: which rows judge, which train; no row does both."""
@@ -88,6 +90,15 @@ class Frozen:
     evaluation_rows: int
     train: tuple[str, ...]
     train_rows: int
+
+
+def has_moment(data: DataConfig, files: Sequence[str], column: str, moment_us: int) -> bool:
+    """Whether a row of some files is of exactly this moment. Raises as `newest_moment`."""
+    source = _source("files", data, files, [column])
+    return any(
+        bool((_moments(table, column, is_null_allowed=True) == moment_us).any())
+        for table in _tables(source, [column])
+    )
 
 
 def newest_moment(data: DataConfig, files: Sequence[str], column: str) -> int:
@@ -218,16 +229,28 @@ def _copy_judges(
 def _copy_training(data: DataConfig, rules: RowRules, files: Sequence[str], folder: Path) -> int:
     time = [] if rules.time_column is None else [rules.time_column]
     columns = _unique([*data.columns, *rules.key, *time])
-    source = _source("train", data, files, columns)
     with _Writer(folder / "rows.parquet", _FILE_ROWS) as writer:
-        for table in _tables(source, columns):
-            writer.add(table.filter(pa.array(rules.masks(table)[1])).select(data.columns))
+        for group, group_rules in _by_rules(files, rules):
+            for table in _tables(_source("train", data, group, columns), columns):
+                chosen = pa.array(group_rules.masks(table)[1])
+                writer.add(table.filter(chosen).select(data.columns))
     if writer.rows == 0:
         raise DataError(
             f"data: no row of {len(files)} file(s) is left to train on. Let fewer rows judge, or "
             "widen the window."
         )
     return writer.rows
+
+
+def _by_rules(files: Sequence[str], rules: RowRules) -> Iterator[tuple[list[str], RowRules]]:
+    """The files that were seen before, and those that were not, with the rules of each."""
+    seen = [path for path in files if path not in rules.unseen]
+    unseen = [path for path in files if path in rules.unseen]
+    if seen:
+        yield seen, rules
+    if unseen:
+        after_us = rules.trains_after_us
+        yield unseen, replace(rules, trains_after_us=None if after_us is None else after_us - 1)
 
 
 class _Writer:

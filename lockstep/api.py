@@ -25,6 +25,7 @@ from cluster.secret_keeping import forwarded
 from configs.errors import UserError
 from configs.load import load_job
 from configs.schema import Job
+from data_pipeline.provenance import provenance_of_sources
 from lockstep.follow import Interrupted, Listener, RunPlan, SilentListener, drain, follow
 from lockstep.registration import Registration, origin_of
 from trainer.certificate import VerifySettings
@@ -163,7 +164,9 @@ def train(
     )
     try:
         data = plan_data(loaded, sources, layout)
-        registration = Registration(origin, data) if loaded.export.register else None
+        # As training will see them; while it goes on, files may change.
+        files = provenance_of_sources(data.with_absolute_paths().sources)
+        registration = Registration(origin) if loaded.export.register else None
         # Ray comes up while the probe builds the model; no worker starts before both are done.
         with session(need, options.address, options.is_verbose) as warnings:
             facts = probe.facts(loaded.cluster.start_timeout_s)
@@ -172,7 +175,7 @@ def train(
             listener.planned(plan)
             for warning in (*facts.warnings, *_data_warnings(data), *warnings):
                 listener.warned(warning)
-            follow(_run_spec(plan, options.chaos, address), listener)
+            follow(_run_spec(plan, files, options.chaos, address), listener)
     finally:
         probe.kill()
     run = Run(folder.path)
@@ -277,7 +280,7 @@ def _spec(job: Job, gang: GangSpec, delegate: str, settings: Any) -> RunSpec:
     )
 
 
-def _run_spec(plan: RunPlan, chaos: str, tracking: str | None) -> RunSpec:
+def _run_spec(plan: RunPlan, files: dict[str, Any], chaos: str, tracking: str | None) -> RunSpec:
     folder = plan.folder.path
     gang = _gang_spec(plan.job, plan.folder.run_id, str(folder / "logs"), _PRELOAD)
     settings = TrainingSettings(
@@ -287,6 +290,7 @@ def _run_spec(plan: RunPlan, chaos: str, tracking: str | None) -> RunSpec:
         plan.data.with_absolute_paths(),
         plan.folder.checkpoints,
         plan.folder.is_resumed,
+        files=files,
         tracking_address=tracking,
     )
     spec = _spec(plan.job, gang, "trainer.supervisor:TrainingSupervisor", settings)

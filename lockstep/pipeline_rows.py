@@ -4,12 +4,16 @@ Owns the watermark (what the champion's run saw) and how the section `data` of a
 files and rules for rows. Copies are made by `data_pipeline.frozen`.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from configs.pipeline import Pipeline
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from configs.pipeline import MAX_SLICES, Pipeline
 from data_pipeline.errors import DataError
-from data_pipeline.frozen import RowRules, days_us, newest_moment
+from data_pipeline.frozen import RowRules, days_us, has_moment, newest_moment
 from data_pipeline.inventory import (
     Identity,
     Inventory,
@@ -18,6 +22,8 @@ from data_pipeline.inventory import (
     read_inventory,
     take_inventory,
 )
+from data_pipeline.provenance import listed, provenance_of_states
+from data_pipeline.storage import FileState
 from registry.store import Version
 
 Found = dict[str, Any]
@@ -33,8 +39,9 @@ def look_for_news(pipeline: Pipeline, champion: Version | None, seen: Found | No
         seen: What the champion's run found, if a run of this pipeline made it.
 
     Returns:
-        `is_new`, `reason`, `files` and `held_out` (inventories), `new` (paths), and `newest_us` and
-        `before_us`, the newest moments now and then, with a time column.
+        `is_new`, `reason`, `files` and `held_out` (inventories), `new` and `unseen` (paths that are
+        new or changed, and those that were not there), and `newest_us` and `before_us`, the newest
+        moments now and then, with a time column.
 
     Raises:
         DataError: There are no files, or they hold no times.
@@ -45,10 +52,13 @@ def look_for_news(pipeline: Pipeline, champion: Version | None, seen: Found | No
     held_out = held_out_files(pipeline, read_inventory((seen or {}).get("held_out", {})))
     files = {p: i for p, i in _files_there(pipeline, before).items() if p not in held_out}
     new = new_files(files, before)
+    unseen = [path for path in files if path not in before]
     newest_us = None
     if data.time_column is not None:
         newest_us = newest_moment(pipeline.job.data, list(files), data.time_column)
         is_new = before_us is None or newest_us > before_us
+        if not is_new and unseen:  # of the newest moment then, but written later
+            is_new = has_moment(pipeline.job.data, unseen, data.time_column, newest_us)
         reason = f"rows up to {_moment(newest_us)}" if is_new else "no later rows"
     else:
         is_new = bool(new)
@@ -61,6 +71,7 @@ def look_for_news(pipeline: Pipeline, champion: Version | None, seen: Found | No
         "files": inventory_record(files),
         "held_out": inventory_record(held_out),
         "new": new,
+        "unseen": unseen,
         "newest_us": newest_us,
         "before_us": before_us,
     }
@@ -86,6 +97,20 @@ def held_out_files(pipeline: Pipeline, known: Inventory | None = None) -> dict[s
     is_hashed = known is not None and data.identity == "hash"
     paths = data.evaluation.files
     return take_inventory("data.evaluation.files", paths, job.data, is_hashed, known or {})
+
+
+def lineage_of_files(found: Found) -> Any:
+    """What a version's lineage says of the files, those that are held out too.
+
+    Raises:
+        ReadError: A file has changed since it was found.
+    """
+    inventories = read_inventory(found["files"]), read_inventory(found["held_out"])
+    states = [
+        FileState(path, identity.size_bytes, identity.modified_ns)
+        for path, identity in (each for files in inventories for each in files.items())
+    ]
+    return listed(provenance_of_states(states))
 
 
 def roles_of_files(pipeline: Pipeline, found: Found) -> tuple[list[str], list[str]]:
@@ -116,6 +141,20 @@ def roles_of_files(pipeline: Pipeline, found: Found) -> tuple[list[str], list[st
     return judging, training
 
 
+def check_slices(evaluation: str, columns: Sequence[str]) -> None:
+    """Whether the columns of `gate.slices` have few enough values in the rows that judge.
+
+    Raises DataError.
+    """
+    for column in columns:
+        values = pc.count_distinct(pq.read_table(evaluation, columns=[column])[column]).as_py()
+        if values > MAX_SLICES:
+            raise DataError(
+                f"gate.slices: column {column!r} has {values:,} values; {MAX_SLICES:,} or fewer "
+                "make slices. Name a column with fewer, such as a class of the value."
+            )
+
+
 def rules_for_rows(pipeline: Pipeline, found: Found) -> RowRules:
     """Which rows judge and train, where that is decided row by row."""
     data, job = pipeline.data, pipeline.job
@@ -125,14 +164,14 @@ def rules_for_rows(pipeline: Pipeline, found: Found) -> RowRules:
         end = judges_after = found["newest_us"] - days_us(data.evaluation.newest_days)
     if data.window_days is not None:
         trains_after = end - days_us(data.window_days)
+    unseen: frozenset[str] = frozenset()
     if data.train_on == "new" and found["champion"] is not None:
-        trains_after = found["before_us"]
+        trains_after, unseen = found["before_us"], frozenset(found["unseen"])
     is_by_time = judges_after is not None or trains_after is not None
     fraction = data.evaluation.fraction
     key = tuple(data.evaluation.key or job.data.columns) if fraction is not None else ()
-    return RowRules(
-        fraction, key, data.time_column if is_by_time else None, judges_after, trains_after
-    )
+    time_column = data.time_column if is_by_time else None
+    return RowRules(fraction, key, time_column, judges_after, trains_after, unseen)
 
 
 def _watermark(

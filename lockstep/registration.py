@@ -1,11 +1,10 @@
 """From a finished run to a registered version, and from a registered version to a new run.
 
-Owns what a version's lineage says: the run, the job, the code that the command was called in, every
-data file, the metrics, and the version that training began from.
+Owns what a version's lineage says beside what its artifact knows (the run, the job, every data
+file, the metrics): the code that the command was called in, and the version that training began
+from.
 """
 
-import hashlib
-import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +13,11 @@ from typing import Any
 
 from configs.errors import EnvironmentFailure, UserError
 from configs.schema import Job
-from data_pipeline.provenance import provenance
 from lockstep.models import keras_file, open_registry, registered
 from registry.artifacts import read_manifest
 from registry.store import Version
-from trainer.payloads import PlannedData
 
 _GIT_S = 20.0
-_FILES_LISTED = 1000
 
 
 @dataclass(frozen=True)
@@ -58,22 +54,18 @@ class Registration:
 
     Args:
         origin: Of the run.
-        data: The planned data; its files are looked at now, as training will see them.
 
     Raises:
         EnvironmentFailure: The registry cannot be reached.
     """
 
-    def __init__(self, origin: Origin, data: PlannedData) -> None:
+    def __init__(self, origin: Origin) -> None:
         self._name = origin.job.export.register or origin.job.name
         self._parent = origin.parent
         self._registry = open_registry()
         self._registry.prepare()
         self._facts: dict[str, Any] = {
             "code": code_state(Path.cwd()),
-            "data": {
-                role: data_record(provenance(source.files)) for role, source in data.sources.items()
-            },
             "parent": None if origin.parent is None else str(origin.parent),
         }
 
@@ -111,21 +103,6 @@ class Registration:
 def run_key(summary: Mapping[str, Any]) -> str:
     """Names the registering of a run's weights; one that is resumed for more epochs has others."""
     return f"run/{summary['run_id']}/{summary['weights_sha256'][0][:16]}"
-
-
-def data_record(files: list[dict[str, Any]]) -> list[dict[str, Any]] | dict[str, Any]:
-    """The files of a role; of more than a thousand their number, sums, and one digest of all.
-
-    What a version says of itself is read whenever it is listed; the artifact's manifest names all.
-    """
-    if len(files) <= _FILES_LISTED:
-        return files
-    return {
-        "files": len(files),
-        "rows": sum(file["rows"] for file in files),
-        "size_bytes": sum(file["size_bytes"] for file in files),
-        "sha256": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
-    }
 
 
 def code_state(folder: Path) -> dict[str, Any] | None:

@@ -27,7 +27,12 @@ from registry.leases import Heartbeat, Leases, is_dead, this_process
 from registry.pipelines import PipelineStore, Result
 from registry.references import check_name
 from registry.store import Registry
-from trainer.metric_names import is_more_better, kinds_of_metrics, metric_names
+from trainer.metric_names import (
+    is_mean_over_rows,
+    is_more_better,
+    kinds_of_metrics,
+    metric_names,
+)
 from trainer.retrain import Course, Outcome
 
 _UNREPEATED = {"schedule", "on_success", "on_failure", "lease_s", "job"}
@@ -183,6 +188,12 @@ def check_metrics(pipeline: Pipeline) -> None:
     kinds = kinds_of_metrics(compiled)
     for check in pipeline.gate.comparisons:
         kind = kinds.get(check.metric, check.metric)
+        if check.confidence is not None and not is_mean_over_rows(kind):
+            raise UserError(
+                f"gate.no_worse_than_champion names {check.metric!r}, which is {kind}: no mean "
+                "over rows, so that no confidence can be given. Set confidence: null to compare "
+                "the values as they are."
+            )
         if check.mode == "auto" and is_more_better(kind) != is_more_better(check.metric):
             more = "more" if is_more_better(kind) else "less"
             raise UserError(

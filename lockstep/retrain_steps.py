@@ -30,8 +30,15 @@ from data_pipeline.inventory import file_sha256, read_inventory
 from lockstep import api
 from lockstep.follow import Listener
 from lockstep.hold_trial import ROWS, evidence_of, has_own_code, hold_trial, input_columns
-from lockstep.pipeline_past import digest_of, inputs_of, judged_already, seen_by
-from lockstep.pipeline_rows import files_now, look_for_news, roles_of_files, rules_for_rows
+from lockstep.pipeline_past import inputs_of, judged_already, seen_by
+from lockstep.pipeline_rows import (
+    check_slices,
+    files_now,
+    lineage_of_files,
+    look_for_news,
+    roles_of_files,
+    rules_for_rows,
+)
 from lockstep.registration import code_state
 from lockstep.train_once import train_once
 from lockstep.webhooks import post_webhook
@@ -46,7 +53,6 @@ from trainer.retrain import Commit, Done
 from trainer.retrain_report import write_retrain_report
 
 CANDIDATE = "candidate"
-_FILES_LISTED = 1000
 _MODEL_FILES = ("model.keras", "signature.json")
 
 
@@ -139,11 +145,13 @@ class PipelineSteps:
             wished=[] if champion is None else input_columns(self._artifact_of(champion)),
             max_rows=data.evaluation.max_rows,
         )
+        check_slices(rows.evaluation, [each.column for each in self._pipeline.gate.slices])
         train = rows.train or ingested("train", training, job.data)
         settled = self._settled(job, train, rows.evaluation, champion)
         write_text(self._folder / "job.yaml", dump_job(settled))
         return {
             "rows": dict(frozen_record(rows)),
+            "files": lineage_of_files(found),
             "judging": judging,
             "training": training,
             "job": settled.model_dump(mode="json"),
@@ -214,7 +222,7 @@ class PipelineSteps:
                 "pipeline": {
                     "name": self._pipeline.name,
                     "run_id": self._run_id,
-                    "files": _listed(found["files"]),
+                    "files": done["prepare"]["files"],
                     "newest_us": found["newest_us"],
                 },
                 "evaluation": done["prepare"]["rows"]["evaluation_sha256"],
@@ -366,13 +374,6 @@ class PipelineSteps:
             if (artifact / name).exists():
                 shutil.copyfile(artifact / name, copies / name)
         return copies / _MODEL_FILES[0]
-
-
-def _listed(files: dict[str, Any]) -> dict[str, Any]:
-    """The files, or of many their number and digest: a lineage is read whenever it is listed."""
-    if len(files) <= _FILES_LISTED:
-        return files
-    return {"count": len(files), "sha256": digest_of(files)}
 
 
 def _described(reasons: Sequence[str]) -> str:

@@ -17,6 +17,8 @@ import pyarrow as pa
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from configs.catalog import ROW_FUNCTIONS
+from configs.pipeline import MAX_SLICES
 from data_pipeline.errors import DataError
 from data_pipeline.tables import open_tables
 from serving.errors import ModelFileError
@@ -25,32 +27,6 @@ from serving.predictor import Predictor
 
 _BATCH_ROWS = 65_536
 _TOLERANCE = 1e-3
-_MAX_VALUES = 1_000
-
-# Functions that give one value a row, by the class of the metric or loss.
-_FUNCTIONS = {
-    "MeanAbsoluteError": "mean_absolute_error",
-    "MeanSquaredError": "mean_squared_error",
-    "RootMeanSquaredError": "mean_squared_error",
-    "MeanAbsolutePercentageError": "mean_absolute_percentage_error",
-    "MeanSquaredLogarithmicError": "mean_squared_logarithmic_error",
-    "LogCosh": "log_cosh",
-    "LogCoshError": "log_cosh",
-    "Huber": "huber",
-    "Poisson": "poisson",
-    "KLDivergence": "kl_divergence",
-    "Hinge": "hinge",
-    "SquaredHinge": "squared_hinge",
-    "CategoricalHinge": "categorical_hinge",
-    "BinaryCrossentropy": "binary_crossentropy",
-    "CategoricalCrossentropy": "categorical_crossentropy",
-    "SparseCategoricalCrossentropy": "sparse_categorical_crossentropy",
-    "BinaryAccuracy": "binary_accuracy",
-    "CategoricalAccuracy": "categorical_accuracy",
-    "SparseCategoricalAccuracy": "sparse_categorical_accuracy",
-    "TopKCategoricalAccuracy": "top_k_categorical_accuracy",
-    "SparseTopKCategoricalAccuracy": "sparse_top_k_categorical_accuracy",
-}
 
 Values = NDArray[np.float64]
 
@@ -174,9 +150,9 @@ def _metrics(
 def _groups(column: str, values: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int32]]:
     texts = np.array(["null" if value is None else str(value) for value in values.to_pylist()])
     names, codes = np.unique(texts, return_inverse=True)
-    if len(names) > _MAX_VALUES:
+    if len(names) > MAX_SLICES:
         raise DataError(
-            f"gate.slices: column {column!r} has {len(names):,} values; {_MAX_VALUES:,} or fewer "
+            f"gate.slices: column {column!r} has {len(names):,} values; {MAX_SLICES:,} or fewer "
             "make slices. Name a column with fewer, such as a class of the value."
         )
     return names.tolist(), codes.astype(np.int32)
@@ -248,7 +224,7 @@ def _function(entry: Any, read: _Rows) -> Callable[[Any, Any], Any] | None:
     elif isinstance(entry, str):
         return _named(entry)
     elif isinstance(entry, dict):
-        name = _FUNCTIONS.get(str(entry.get("class_name")), "")
+        name = ROW_FUNCTIONS.get(str(entry.get("class_name")), "")
         arguments = dict(entry.get("config") or {})
     else:
         return None

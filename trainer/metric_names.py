@@ -2,7 +2,7 @@
 
 import re
 
-from configs.catalog import catalog, split_spec
+from configs.catalog import ROW_FUNCTIONS, catalog, split_spec
 from configs.schema import CompileConfig
 
 # Parts of names between underscores, in order; Keras writes IoU as io_u.
@@ -35,6 +35,11 @@ def kinds_of_metrics(config: CompileConfig) -> dict[str, str]:
         name = _OWN_NAMES.get(kind) or (_snake_case(kind) if is_class else kind)
         kinds[str(arguments.get("name") or name)] = kind
     return kinds
+
+
+def is_mean_over_rows(kind: str) -> bool:
+    """Whether a metric may be a mean over rows, as far as Keras's name for it tells."""
+    return kind in ROW_FUNCTIONS or kind not in catalog()["metrics"]["classes"]
 
 
 def _snake_case(name: str) -> str:

@@ -75,6 +75,7 @@ class TrainingSettings:
         checkpoints: Folder or URI of the run's checkpoints.
         is_resumed: Whether to go on from what is there.
         lost_at: When the coordinator before this one was lost, seconds since 1970; None without.
+        files: What the lineage says of the data files, by role (`data_pipeline.provenance`).
         tracking_address: MLflow's address, maybe with a password; None without MLflow.
     """
 
@@ -85,6 +86,7 @@ class TrainingSettings:
     checkpoints: str
     is_resumed: bool
     lost_at: float | None = None
+    files: dict[str, Any] = field(default_factory=dict)
     tracking_address: str | None = field(default=None, repr=False)
 
 

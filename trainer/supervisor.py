@@ -274,13 +274,7 @@ class TrainingSupervisor:
             "job_digest": job_digest(settings.job),
             "metrics": self._metrics,
             "weights_sha256": self._finished[0]["weights_sha256"],
-            "data": {
-                role: [
-                    {"path": file.path, "size_bytes": file.size_bytes, "rows": file.rows}
-                    for file in source.files
-                ]
-                for role, source in settings.data.sources.items()
-            },
+            "data": settings.files,
         }
 
     def _summary(self, status: str) -> dict[str, Any]:

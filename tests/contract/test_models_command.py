@@ -10,7 +10,7 @@ import pytest
 from configs.errors import LockstepError, UserError
 from configs.load import load_job
 from lockstep import cli, models
-from lockstep.registration import Registration, code_state, data_record, origin_of, run_key
+from lockstep.registration import Registration, code_state, origin_of, run_key
 from registry.database import Database
 from registry.errors import ArtifactFailure, RegistryError
 from tests.support.artifacts import write_artifact
@@ -244,15 +244,11 @@ def test_a_job_begins_with_a_version(lockstep: Run, two: Path) -> None:
         origin_of(load_job({**JOB, "model": {"file": "other/1"}}))
 
 
-class NoData:
-    sources: dict[str, Any] = {}
-
-
 def test_a_run_is_registered_once(lockstep: Run, two: Path) -> None:
     lockstep("models", "promote", "flights/2")
     job = load_job(JOB, ["export.register=flights"])
     summary = {"run_id": "r", "weights_sha256": ["ab" * 32], "artifact": str(two / "a1")}
-    registration = Registration(origin_of(job), NoData())  # type: ignore[arg-type]
+    registration = Registration(origin_of(job))
     version = registration.register(summary)
     assert (version.number, version.parent, version.key) == (3, 2, run_key(summary))
     assert version.lineage["run_id"] == "run-1"
@@ -260,31 +256,21 @@ def test_a_run_is_registered_once(lockstep: Run, two: Path) -> None:
     assert version.lineage["code"] is None
     # Exported once more, the files differ though the weights are the same.
     write_artifact(two / "a1", {"model.keras": b"other bytes"})
-    assert Registration(origin_of(job), NoData()).register(summary) == version  # type: ignore[arg-type]
+    assert Registration(origin_of(job)).register(summary) == version
     longer = {**summary, "weights_sha256": ["cd" * 32]}
     assert registration.register(longer).number == 4
     other = load_job({**JOB, "name": "new"}, ["export.register=new"])
-    made = Registration(origin_of(other), NoData()).register(summary)  # type: ignore[arg-type]
+    made = Registration(origin_of(other)).register(summary)
     assert (made.number, made.parent) == (1, None)
 
 
 def test_a_run_that_is_not_registered_says_how(two: Path) -> None:
     job = load_job({**JOB, "model": {"file": "a1/model.keras"}}, ["export.register=flights"])
-    registration = Registration(origin_of(job), NoData())  # type: ignore[arg-type]
+    registration = Registration(origin_of(job))
     (two / "a1" / "model.keras").unlink()
     summary = {"run_id": "r", "weights_sha256": ["ab" * 32], "artifact": "a1"}
     with pytest.raises(RegistryError, match=r"the run is done.* not whole.*Then: lockstep models "):
         registration.register(summary)
-
-
-def test_many_files_are_recorded_as_one() -> None:
-    files = [{"path": str(n), "rows": 2, "size_bytes": 3} for n in range(1001)]
-    assert data_record(files[:1000]) == files[:1000]
-    record = data_record(files)
-    assert isinstance(record, dict)
-    assert (record["files"], record["rows"], record["size_bytes"]) == (1001, 2002, 3003)
-    other = [*files[:-1], {**files[-1], "size_bytes": 4}]
-    assert data_record(other)["sha256"] != record["sha256"]  # type: ignore[call-overload]
 
 
 def test_code_is_known_by_its_commit(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline import provenance as module
 from data_pipeline.errors import ReadError
-from data_pipeline.provenance import provenance
+from data_pipeline.provenance import listed, provenance
 from data_pipeline.source import open_source
 from tests.support.stores import MemoryStores
 
@@ -55,3 +55,13 @@ def test_objects_without_a_tag_are_recorded_without(
     (record,) = provenance(open_source("train", "s3://rows/a.parquet", COLUMNS).files)
     assert record["etag"] is None
     assert "ends_sha256" not in record
+
+
+def test_many_files_are_listed_as_one() -> None:
+    files = [{"path": str(n), "rows": 2, "size_bytes": 3} for n in range(1001)]
+    assert listed(files[:1000]) == files[:1000]
+    record = listed(files)
+    assert isinstance(record, dict)
+    assert (record["files"], record["rows"], record["size_bytes"]) == (1001, 2002, 3003)
+    other = [*files[:-1], {**files[-1], "size_bytes": 4}]
+    assert listed(other)["sha256"] != record["sha256"]  # type: ignore[call-overload]

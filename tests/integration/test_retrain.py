@@ -68,7 +68,8 @@ def test_a_run_that_stopped_goes_on_and_then_nothing_is_new(tmp_path: Path, home
     gate = version.lineage["gate"]
     assert (gate["is_passed"], gate["reasons"], gate["champion"]) == (True, [], None)
     assert gate["checks"] == result["checks"]
-    assert len(version.lineage["pipeline"]["files"]) == 2
+    assert [len(file["ends_sha256"]) for file in version.lineage["pipeline"]["files"]] == [64, 64]
+    assert all(len(f["ends_sha256"]) == 64 for f in version.lineage["data"]["train"])
 
     again = retrain(pipeline)
     assert (again["decision"], again["version"]) == ("nothing_new", None)

@@ -30,12 +30,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def lines(results: dict[int, dict[str, Any]]) -> str:
-    """What the README shows: a line a month."""
+def lines(results: list[tuple[str, dict[str, Any]]], champions: list[int]) -> str:
+    """What docs/retraining.md shows: a line a run, with the champion after it."""
     return "\n".join(
-        f"{month:2d}  version {result['version']}  {result['decision']:8}  "
-        f"{'; '.join(result['reasons'])[:110]}"
-        for month, result in results.items()
+        f"{month:12}  {result['version']:2d}  {result['decision']:8}  {champion:2d}  "
+        f"{result['reasons'][0][:100]}"
+        for (month, result), champion in zip(results, champions, strict=True)
     )
 
 
@@ -44,20 +44,29 @@ def test_a_year_month_by_month(folder: Path, capsys: pytest.CaptureFixture[str])
     pipeline = load_pipeline(CONFIG, [f"runs_dir={folder}/runs", f"job.runs_dir={folder}/runs"])
     months = folder / "data" / "flights-months"
     results: dict[int, dict[str, Any]] = {}
+    shown: list[tuple[str, dict[str, Any]]] = []
+    champions: list[int] = []
+    registry = Registry(Database())
+
+    def show(month: str, result: dict[str, Any]) -> None:
+        shown.append((month, result))
+        champions.append(registry.resolve("flights-delay").number)
+
     for month in range(1, 13):
         if month == CORRUPT:
             lay_down(folder / "data/flights", months, month, is_corrupt=True)
             refused = retrain(pipeline)
             assert refused["decision"] == "kept", refused
+            show(f"{month} (wrong)", refused)
             assert "worse" in refused["reasons"][0]
             before = [r["version"] for r in results.values() if r["decision"] == "promoted"]
             assert refused["champion"] == before[-1]
             assert retrain(pipeline)["decision"] == "nothing_new"
         lay_down(folder / "data/flights", months, month)
         results[month] = retrain(pipeline)
+        show(str(month), results[month])
     with capsys.disabled():
-        print("\n" + lines({**results, 0: refused}))
-    registry = Registry(Database())
+        print("\n" + lines(shown, champions))
     versions = registry.versions("flights-delay")
     assert len(versions) == 13
     decided = {v.number: v.tags["gate"] for v in versions}

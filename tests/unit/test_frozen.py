@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from configs.data import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.frozen import Frozen, RowRules, days_us, freeze_rows, newest_moment
+from data_pipeline.frozen import (
+    Frozen,
+    RowRules,
+    days_us,
+    freeze_rows,
+    has_moment,
+    newest_moment,
+)
 from data_pipeline.inventory import Identity, inventory_record, new_files, read_inventory
 from data_pipeline.inventory import take_inventory as take
 from data_pipeline.row_hash import row_hashes
@@ -86,6 +93,17 @@ def test_the_newest_days_judge_and_a_window_trains(tmp_path: Path, files: list[s
     found = frozen(tmp_path, rules, files, files)
     assert ids(found.evaluation) == list(range(290, 300))
     assert ids(found.train) == list(range(270, 290))
+
+
+def test_rows_of_the_last_moment_train_where_their_file_is_new(
+    tmp_path: Path, files: list[str]
+) -> None:
+    late = write(tmp_path / "late.parquet", 240, 20)  # from the last moment that was seen, on
+    rules = RowRules(time_column="t", trains_after_us=250 * DAY, unseen=frozenset({late}))
+    found = frozen(tmp_path, rules, files, [*files, late])
+    assert sorted(ids(found.train)) == sorted([*range(251, 300), *range(250, 260)])
+    assert has_moment(DATA, [late], "t", 250 * DAY)
+    assert not has_moment(DATA, [late], "t", 260 * DAY)
 
 
 def test_copies_hold_the_columns_that_are_wanted_and_wished(

@@ -14,6 +14,7 @@ from configs.load import load_pipeline
 from configs.pipeline import Pipeline
 from data_pipeline.errors import DataError
 from lockstep.pipeline_rows import (
+    check_slices,
     files_now,
     look_for_news,
     roles_of_files,
@@ -103,6 +104,16 @@ def test_by_time_later_rows_are_new_wherever_they_stand(tmp_path: Path) -> None:
     assert (after["is_new"], after["before_us"]) == (True, 9 * DAY)
 
 
+def test_rows_of_the_newest_moment_that_come_in_a_later_file_are_new(tmp_path: Path) -> None:
+    write(tmp_path, "0.parquet", 0, 10)
+    by_time = pipeline(tmp_path, time_column="t")
+    before = look_for_news(by_time, None)
+    second = write(tmp_path, "1.parquet", 9, 1)
+    after = look_for_news(by_time, champion(), before)
+    assert (after["is_new"], after["newest_us"], after["unseen"]) == (True, 9 * DAY, [second])
+    assert not look_for_news(by_time, champion(), after)["is_new"]
+
+
 def test_files_that_are_held_out_neither_train_nor_are_new(tmp_path: Path) -> None:
     held = write(tmp_path, "0.parquet")
     other = write(tmp_path, "1.parquet")
@@ -143,14 +154,24 @@ def test_with_train_on_new_and_nothing_new_the_reason_is_true(tmp_path: Path) ->
 
 
 def test_rules_for_rows(tmp_path: Path) -> None:
-    found = {"newest_us": 100 * DAY, "before_us": 60 * DAY, "champion": 1}
+    found = {"newest_us": 100 * DAY, "before_us": 60 * DAY, "champion": 1, "unseen": ["late"]}
     by_time = pipeline(tmp_path, time_column="t", window_days=30, evaluation={"newest_days": 10})
     rules = rules_for_rows(by_time, found)
     assert (rules.judges_after_us, rules.trains_after_us) == (90 * DAY, 60 * DAY)
     new = rules_for_rows(pipeline(tmp_path, time_column="t", train_on="new"), found)
     assert (new.judges_after_us, new.trains_after_us) == (None, 60 * DAY)
+    assert (new.unseen, rules.unseen) == ({"late"}, set())
     assert new.key == ("a", "b", "y")
     plain = rules_for_rows(pipeline(tmp_path, evaluation={"newest_files": 1}), found)
     assert (plain.fraction, plain.time_column) == (None, None)
     keyed = pipeline(tmp_path, evaluation={"fraction": 0.2, "key": ["a"]})
     assert rules_for_rows(keyed, found).key == ("a",)
+
+
+def test_a_column_of_many_values_makes_no_slices(tmp_path: Path) -> None:
+    path = str(tmp_path / "evaluation.parquet")
+    ids = [*range(1_001), 0, None]
+    pq.write_table(pa.table({"id": ids, "few": [n % 7 if n else 0 for n in ids]}), path)
+    check_slices(path, ["few"])
+    with pytest.raises(DataError, match=r"gate.slices: column 'id' has 1,00\d values; 1,000 or"):
+        check_slices(path, ["few", "id"])

@@ -69,7 +69,7 @@ def test_a_name_that_hides_what_is_better_needs_a_mode(metric: Any, name: str) -
     job = JOB | {"compile": {"loss": "mse", "metrics": [metric]}}
 
     def gate(where: str, **mode: str) -> dict[str, Any]:
-        comparisons = [{"metric": name, "by": 0.01, **mode}]
+        comparisons = [{"metric": name, "by": 0.01, "confidence": None, **mode}]
         if where == "slice":
             part = {"column": "x", "no_worse_than_champion": comparisons}
             return {"job": job, "gate__slices": [part]}
@@ -79,6 +79,24 @@ def test_a_name_that_hides_what_is_better_needs_a_mode(metric: Any, name: str) -
         with pytest.raises(UserError, match=f"'{name}', which is a .* more is better"):
             module.check_metrics(load_pipeline(pipeline(**gate(where))))
         module.check_metrics(load_pipeline(pipeline(**gate(where, mode="max"))))
+
+
+@pytest.mark.parametrize("metric", ["AUC", "F1Score", {"Precision": {"name": "mine_precision"}}])
+def test_confidence_in_what_is_no_mean_over_rows_is_refused_before_training(metric: Any) -> None:
+    job = JOB | {"compile": {"loss": "mse", "metrics": ["mae", metric]}}
+    compiled = load_pipeline(pipeline(job=job)).job.compile
+    assert compiled is not None
+    name = metric_names(compiled)[-1]
+
+    def check(**given: Any) -> None:
+        rule = {"metric": name, "by": 0.01, **given}
+        module.check_metrics(load_pipeline(pipeline(job=job, gate__no_worse_than_champion=[rule])))
+
+    with pytest.raises(UserError, match=f"'{name}', which is .*: no mean over rows.*confidence: "):
+        check()
+    check(confidence=None)
+    check(metric="mae")
+    check(metric="loss")
 
 
 @pytest.mark.parametrize("field", ["loss", "metrics"])

@@ -13,6 +13,7 @@ import pytest
 from configs.load import load_job, load_pipeline
 from configs.pipeline import WebhookConfig
 from configs.schema import Job
+from lockstep.pipeline_rows import lineage_of_files
 from lockstep.retrain_steps import PipelineSteps, StepContext
 from registry.database import Database
 from registry.errors import LeaseLost
@@ -65,9 +66,11 @@ class World:
         files = {"model.keras": run_id.encode(), "signature.json": signature}
         artifact = write_artifact(self.folder / f"artifact-{run_id}", files)
         reasons = [] if is_passed else ["mae is 30; at most 20 passes."]
+        found = self.steps(run_id).discover({})
+        rows = {"evaluation_sha256": "f" * 64}
         return {
-            "discover": self.steps(run_id).discover({}),
-            "prepare": {"rows": {"evaluation_sha256": "f" * 64}},
+            "discover": found,
+            "prepare": {"rows": rows, "files": lineage_of_files(found)},
             "train": {"artifact": str(artifact)},
             "decide": {"is_passed": is_passed, "reasons": reasons, "checks": []},
         }
@@ -103,7 +106,9 @@ def test_a_passed_candidate_becomes_champion_with_its_lineage(world: World) -> N
     version = world.registry.resolve("small")
     assert version.aliases == ("candidate", "champion")
     assert version.tags == {"pipeline": "fresh", "gate": "passed"}
-    assert list(version.lineage["pipeline"]["files"]) == world.files
+    seen = version.lineage["pipeline"]["files"]
+    assert [file["path"] for file in seen] == world.files
+    assert all(len(file["ends_sha256"]) == 64 for file in seen)
     assert version.key == "pipeline/fresh/r1"
     (move,) = world.registry.history("small", "champion")
     assert (move.who, move.why) == ("pipeline fresh", "run r1: passed 0 checks")
