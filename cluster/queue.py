@@ -168,6 +168,19 @@ class Queue:
             runs.sort(key=lambda run: (-run.priority, run.sequence))
         return by_user
 
+    def wanted(self) -> list[Shape]:
+        """The gangs that run, and one of each kind that waits for nothing but room."""
+        running = [run.shape for run in self._runs.values() if run.state != WAITING]
+        waiting = [
+            shape
+            for shape in self._lines.shapes()
+            if any(
+                self._lines.first(line) and not self.shares.over_quota(line[0], shape)
+                for line in self._lines.of(shape)
+            )
+        ]
+        return [*sorted(running), *sorted(waiting)]
+
     def moved(self, run_id: str, placed: Placed) -> None:
         """Say where a run really is; `set_nodes` must follow."""
         run = self._runs.get(run_id)

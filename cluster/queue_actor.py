@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from ray.dashboard.utils import ray_address_to_api_server_url
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.growth import Growth
 from cluster.jobs_api import RUN, JobsApi, JobView
 from cluster.nodes import alive_nodes
 from cluster.queue_keeper import Keeper
 from cluster.queue_store import QueueStore, Record
-from cluster.room import Placed, Worker
+from cluster.room import Placed, Shape, Worker
 from cluster.secret_keeping import drop_secrets
 from cluster.shares import Policy, Terms
 from cluster.submit import STOP_GRACE_S, run_metadata
@@ -192,6 +193,9 @@ class _RayJobs:
 class _RayNodes:
     """Nodes and gangs of this cluster, as the keeper needs them."""
 
+    def __init__(self) -> None:
+        self._growth = Growth()
+
     def whole(self) -> Mapping[str, Worker]:
         return {node["NodeID"]: _worker(node["Resources"]) for node in ray.nodes() if node["Alive"]}
 
@@ -208,17 +212,34 @@ class _RayNodes:
         return used
 
     def placed(self) -> Mapping[str, Placed]:
-        found: dict[str, dict[str, int]] = {}
-        for group in placement_group_table().values():
-            name, is_gang = str(group["name"]), group["state"] == "CREATED"
-            if not is_gang or not name.startswith("lockstep-"):
-                continue
-            run_id = name.removeprefix("lockstep-").rpartition("-")[0]
-            places: dict[str, int] = {}
-            for node in group["bundles_to_node_id"].values():
+        return gangs_placed(placement_group_table().values(), self.whole())
+
+    def want(self, shapes: Sequence[Shape]) -> None:
+        self._growth.ask(shapes)
+
+
+def gangs_placed(
+    groups: Iterable[Mapping[str, Any]], nodes: Container[str]
+) -> dict[str, dict[str, int]]:
+    """Where the gangs of runs hold room, by run id.
+
+    Args:
+        groups: As `placement_group_table` has them. One that lost a node holds what it has on the
+            others while Ray looks for another place.
+        nodes: Those that are there.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for group in groups:
+        name = str(group["name"])
+        if group["state"] not in ("CREATED", "RESCHEDULING") or not name.startswith("lockstep-"):
+            continue
+        run_id = name.removeprefix("lockstep-").rpartition("-")[0]
+        places: dict[str, int] = {}
+        for node in group["bundles_to_node_id"].values():
+            if node in nodes:
                 places[node] = places.get(node, 0) + 1
-            found[run_id] = places
-        return found
+        found[run_id] = places
+    return found
 
 
 def _worker(resources: Mapping[str, float]) -> Worker:

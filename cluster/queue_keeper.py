@@ -8,14 +8,14 @@ runs twice. Knows Ray through two seams: `jobs` and `cluster`.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cluster.jobs_api import JobView, newest_attempts, submission_id
 from cluster.lines import RUNNING, WAITING, YIELDING, QueuedRun
 from cluster.queue import Decision, Queue, Yield
 from cluster.queue_store import QueueStore, Record, shape_from
-from cluster.room import Placed, Worker
+from cluster.room import Placed, Shape, Worker
 from cluster.shares import MOST_PRIORITY, Policy, Terms
 from cluster.standing import Standing, standings
 from configs.errors import EnvironmentFailure, UserError
@@ -58,6 +58,10 @@ class Nodes(Protocol):
 
     def placed(self) -> Mapping[str, Placed]:
         """Where the gangs of runs are, by run id."""
+        ...
+
+    def want(self, shapes: Sequence[Shape]) -> None:
+        """Have nodes come, where the cluster grows, until there is room for all of these."""
         ...
 
 
@@ -172,6 +176,7 @@ class Keeper:
             # found again by the next step.
             for act in [self._note(decision) for decision in decisions]:
                 act()
+        self._nodes.want(self._queue.wanted())
         self._save_users()
 
     # What has become of runs.

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -17,6 +17,7 @@ from ray._private import worker
 from ray._private.authentication import authentication_token_setup
 
 from cluster.errors import CapacityError
+from cluster.growth import nodes_to_come
 from configs.errors import EnvironmentFailure
 
 _OBJECT_STORE_BYTES = 512 * 2**20
@@ -158,14 +159,9 @@ def _oversubscription(need: Need) -> list[str]:
 
 
 def _check_capacity(need: Need) -> None:
-    """Whether alive nodes could ever hold all workers, were they free."""
+    """Whether nodes that are alive, or may come, could ever hold all workers, were they free."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = 0
-    for resources in nodes:
-        places = resources.get("CPU", 0) // need.cpus
-        if need.gpus:
-            places = min(places, resources.get("GPU", 0) // need.gpus)
-        room += int(places)
+    room = max(_places(nodes, need), _places(nodes_to_come(), need))
     if room < (need.fewest or need.workers):
         has = "; ".join(
             f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
@@ -175,3 +171,14 @@ def _check_capacity(need: Need) -> None:
             f"the gang asks for {need}; the cluster has {len(nodes)} node(s) with {has}, room for "
             f"{room}. Use fewer workers or fewer CPUs and GPUs each, or add nodes."
         )
+
+
+def _places(nodes: Sequence[Mapping[str, float]], need: Need) -> int:
+    """Workers that the nodes would hold, were they free."""
+    room = 0
+    for resources in nodes:
+        places = resources.get("CPU", 0) // need.cpus
+        if need.gpus:
+            places = min(places, resources.get("GPU", 0) // need.gpus)
+        room += int(places)
+    return room

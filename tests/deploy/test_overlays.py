@@ -1,5 +1,6 @@
 """Every overlay as a cluster would take it, on every version of Kubernetes from 1.30."""
 
+import json
 import os
 from pathlib import Path
 
@@ -105,3 +106,32 @@ def test_who_brings_a_dump_home_is_let_in(renders):
 def test_every_provided_secret_is_used_somewhere(renders):
     text = "".join(str(renders(name)) for name in OVERLAYS)
     assert [name for name in provided()["secrets"] if f"'{name}'" not in text] == []
+
+
+def test_a_cluster_that_grows_says_how_far(renders):
+    """What LOCKSTEP_GROWS_TO promises is what the operator makes."""
+    (workbench,) = of_kind(renders("dev"), "RayCluster")
+    (group,) = workbench["spec"]["workerGroupSpecs"]
+    cpus = group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]
+    promised = [{"nodes": group["maxReplicas"], "CPU": int(cpus)}]
+    for kind in (workbench["spec"]["headGroupSpec"], group):
+        (container,) = kind["template"]["spec"]["containers"]
+        (said,) = (e["value"] for e in container["env"] if e["name"] == "LOCKSTEP_GROWS_TO")
+        assert json.loads(said) == promised
+
+
+def test_heads_of_runs_register_and_workers_know_no_database(renders):
+    objects = renders("dev")
+    (run,) = (o for o in of_kind(objects, "RayJob") if o["metadata"]["name"] == "training")
+    clusters = [run["spec"]["rayClusterSpec"], of_kind(objects, "RayCluster")[0]["spec"]]
+    for cluster in clusters:
+        named = {}
+        for role, kind in (("head", cluster["headGroupSpec"]), *worker_groups(cluster)):
+            container = kind["template"]["spec"]["containers"][0]
+            named[role] = {each["name"] for each in container.get("env", [])}
+        assert "LOCKSTEP_DATABASE" in named["head"]
+        assert "LOCKSTEP_DATABASE" not in named["workers"]
+
+
+def worker_groups(cluster):
+    return [(group["groupName"], group) for group in cluster["workerGroupSpecs"]]

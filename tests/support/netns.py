@@ -134,10 +134,14 @@ class Node:
 
     def kill_raylet(self) -> None:
         """Kill Ray's own process on this host, and nothing else."""
+        raylets = []
         for pid in self.pids():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
                 if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet":
-                    os.kill(pid, signal.SIGKILL)
+                    raylets.append(pid)
+        if len(raylets) != 1:
+            raise RuntimeError(f"{self.name} has the raylets {raylets}")
+        os.kill(raylets[0], signal.SIGKILL)
 
     def cut(self) -> None:
         """Take the cable out: nothing gets in or out, nobody is told."""

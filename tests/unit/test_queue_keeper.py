@@ -96,6 +96,9 @@ class FakeCluster:
     def placed(self) -> dict[str, dict[str, int]]:
         return {job["run"]: {"n0": int(job["cpus"])} for job in self._alive()}
 
+    def want(self, shapes: Any) -> None:
+        self.wanted = list(shapes)
+
     # Time
 
     def advance(self, seconds: float = 1.0) -> None:
