@@ -149,22 +149,28 @@ class Accounts:
         Raises:
             QuotaExceeded: The quota does not hold so many more rows today.
         """
+        with self._database.writing(COMPONENT.name) as connection:
+            self.charge_rows_in(connection, user, rows, is_forced)
+
+    def charge_rows_in(
+        self, connection: sa.Connection, user: str, rows: int, is_forced: bool = False
+    ) -> None:
+        """As `charge_rows`, in a transaction that something else is a part of."""
         now = self._clock()
         day = int(now // DAY_S)
         of_day = (USAGE.c.user_name == user) & (USAGE.c.day == day)
-        with self._database.writing(COMPONENT.name) as connection:
-            limit = connection.execute(
-                sa.select(USERS.c.rows_per_day).where(USERS.c.name == user)
-            ).one_or_none()
-            if limit is None:
-                return
-            used = connection.execute(sa.select(USAGE.c.row_count).where(of_day)).scalar()
-            if limit[0] is not None and (used or 0) + rows > limit[0] and not is_forced:
-                raise rows_exceeded(limit[0], used or 0, rows, now)
-            if used is None:
-                connection.execute(USAGE.insert().values(user_name=user, day=day, row_count=rows))
-            else:
-                connection.execute(USAGE.update().where(of_day).values(row_count=used + rows))
+        limit = connection.execute(
+            sa.select(USERS.c.rows_per_day).where(USERS.c.name == user)
+        ).one_or_none()
+        if limit is None:
+            return
+        used = connection.execute(sa.select(USAGE.c.row_count).where(of_day)).scalar()
+        if limit[0] is not None and (used or 0) + rows > limit[0] and not is_forced:
+            raise rows_exceeded(limit[0], used or 0, rows, now)
+        if used is None:
+            connection.execute(USAGE.insert().values(user_name=user, day=day, row_count=rows))
+        else:
+            connection.execute(USAGE.update().where(of_day).values(row_count=used + rows))
 
     def rows_today(self, user: str) -> int:
         """Rows charged in the present day of UTC."""

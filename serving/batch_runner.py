@@ -161,7 +161,7 @@ class BatchRunner:
         self._pool = self._turns = self._starts = None
 
     def snapshot(self) -> dict[str, Any]:
-        """Figures for metrics: seconds by user, shards that wait and run, jobs."""
+        """Figures for metrics: seconds by user, rows by model, shards that wait and run, jobs."""
         turns = self._turns
         if turns is None:
             return {"is_owner": False}
@@ -169,6 +169,7 @@ class BatchRunner:
         return {
             "is_owner": True,
             "served_s": dispatcher.served_s(),
+            "rows": dict(turns.state.rows),
             "running": dispatcher.running,
             "waiting": dispatcher.waiting,
             "jobs": len(turns.state.jobs),

@@ -24,8 +24,8 @@ class Users(Protocol):
     def allowed_inputs(self, user: str) -> list[str]:
         """Where the user's files may be."""
 
-    def charge_rows(self, user: str, rows: int) -> None:
-        """Count rows against the user's quota of the day."""
+    def charge_rows_in(self, connection: Any, user: str, rows: int) -> None:
+        """Count rows against the user's quota of the day, in a transaction."""
 
 
 @dataclass(frozen=True)

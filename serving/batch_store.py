@@ -7,7 +7,7 @@ by looking at that epoch, so an owner that was held up and superseded changes no
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ from serving.errors import BatchError, OwnershipLost, QuotaExceeded
 _OWNER = "dispatcher"
 _INSERTED_AT_ONCE = 1_000
 _QUEUE_RETRY_S = 30.0
+_IN_VAIN = ("failed", "expired", "cancelling", "cancelled")
 
 
 def new_id(kind: str) -> str:
@@ -173,7 +174,7 @@ class BatchStore:
             return [Job(**row) for row in connection.execute(query).mappings()]
 
     def recent_job(self, user: str, request_hash: str, since: float) -> Job | None:
-        """The newest job of the same request that was made since, or None."""
+        """The newest job of the same request since then that may still end well, or None."""
         with self._database.reading() as connection:
             row = (
                 connection.execute(
@@ -182,6 +183,7 @@ class BatchStore:
                         JOBS.c.user_name == user,
                         JOBS.c.request_hash == request_hash,
                         JOBS.c.created_at >= since,
+                        JOBS.c.status.not_in(_IN_VAIN),
                     )
                     .order_by(JOBS.c.created_at.desc())
                 )
@@ -310,8 +312,17 @@ class BatchStore:
         plan: Mapping[str, Any],
         shards: Sequence[dict[str, Any]],
         now: float,
+        pay: Callable[[sa.Connection], None] = lambda _: None,
     ) -> bool:
         """Record a job's plan and begin it; False where the job is not being validated any more.
+
+        Args:
+            owner: The epoch of the owner.
+            job: Its id.
+            plan: What its shards share.
+            shards: Each one's record.
+            now: The time.
+            pay: Called in the same transaction; what it raises leaves everything as it was.
 
         Raises as `owning`.
         """
@@ -329,6 +340,7 @@ class BatchStore:
             )
             if not moved.rowcount:
                 return False
+            pay(connection)
             rows = [
                 {
                     "job": job,

@@ -8,6 +8,7 @@ where storage failed; one that lies in the job ends it.
 import heapq
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +42,6 @@ class Known:
     begin_failures: int = 0
     begin_at_s: float = 0.0
     plan_failures: int = 0
-    is_charged: bool = False
     finish_failures: int = 0
     finish_at_s: float = 0.0
     ending: tuple[str, list[dict[str, Any]]] | None = None
@@ -69,6 +69,7 @@ class State:
     loaded: dict[int, frozenset[str]] = field(default_factory=dict)
     delayed: list[tuple[float, str, int, int]] = field(default_factory=list)
     told: dict[str, tuple[int | None, float | None]] = field(default_factory=dict)
+    rows: Counter[tuple[str, str]] = field(default_factory=Counter)  # predicted, by model version
 
 
 class Turns:
@@ -188,7 +189,8 @@ class Turns:
             dispatcher.learn(turn.model, result["s_a_row"], 1)
         try:
             if known.ending is None:
-                self._prepare(known, result["rows"])
+                prepare_folder(known.job.folder)
+                self._begin(known, result)
         except FATAL:
             raise
         except EnvironmentFailure as error:
@@ -199,23 +201,26 @@ class Turns:
             code = f"quota_{error.code}" if isinstance(error, QuotaExceeded) else "output_refused"
             self.set_ending(known, "failed", [problem(code, str(error))])
         dispatcher.complete(turn, result["seconds"])
-        if known.ending is not None:
-            return
+        if known.ending is None and known.plan:
+            rows = [(number, shard["rows"]) for number, shard in enumerate(result["shards"])]
+            dispatcher.add_shards(job.id, rows)
+
+    def _begin(self, known: Known, result: dict[str, Any]) -> None:
+        """Record the plan and have its rows paid for, both or neither."""
         plan = {name: result[name] for name in ("source", "output_format", "digests")}
         plan |= {"output_shape": result["output_shape"], "column": known.request["plan"]["column"]}
         plan["source"]["allowed"] = None  # looked up at each attempt
-        shards = result["shards"]
-        if not self._store.planned(self.state.epoch, job.id, plan, shards, self._clock()):
-            return  # cancelled meanwhile: the next look at the jobs ends it
-        known.plan = plan
-        dispatcher.add_shards(job.id, [(n, shard["rows"]) for n, shard in enumerate(shards)])
-
-    def _prepare(self, known: Known, rows: int) -> None:
-        """Have the rows paid for, once, and the output's folders made."""
-        if not known.is_charged:
-            self._users.charge_rows(known.job.user_name, rows)
-            known.is_charged = True
-        prepare_folder(known.job.folder)
+        user, rows = known.job.user_name, result["rows"]
+        is_begun = self._store.planned(
+            self.state.epoch,
+            known.job.id,
+            plan,
+            result["shards"],
+            self._clock(),
+            lambda connection: self._users.charge_rows_in(connection, user, rows),
+        )
+        if is_begun:  # else cancelled meanwhile: the next look at the jobs ends it
+            known.plan = plan
 
     def _computed(
         self,
@@ -238,6 +243,8 @@ class Turns:
             self._failed(known, out, failure, seconds, is_lost=False)
             return
         self.state.dispatcher.complete(turn, seconds)
+        if is_done:
+            self.state.rows[known.job.model, str(known.job.version)] += shard.row_count
         if is_done and known.ending is None:
             self.check_progress(known)
 

@@ -89,3 +89,5 @@ class Dispatching:
             self._metrics.batch_shards.set(facts[state], state)
         for user, seconds in facts["served_s"].items():
             self._metrics.batch_compute.values[user,] = seconds
+        for version, rows in facts["rows"].items():
+            self._metrics.rows.values[version] = rows

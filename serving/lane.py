@@ -1,8 +1,9 @@
 """One model version at work: a bounded queue, and the one thread that owns the predictor.
 
 Owns how requests become batches. When the thread is free it takes what waits, at once: no request
-waits for company, and under load batches grow by themselves. Users take turns, one request each,
-and no user holds more than half of the queue, so a flood of one delays others by one batch.
+waits for company, and under load batches grow by themselves. A request of more rows than a batch
+comes in slices. Users take turns, one request or slice each, and no user holds more than half of
+the queue, so a flood of one, or a large request, delays others by one batch.
 
 A request whose caller has gone, or whose deadline has passed, is left out when a batch is taken: it
 is never computed. Where a batch fails, its requests are computed one by one, so that only the one
@@ -36,7 +37,8 @@ class LaneLimits:
 
     Attributes:
         queue_rows: The most rows that wait. A single request may be greater, if nothing waits.
-        batch_rows: Requests are added to a batch while it holds fewer rows.
+        batch_rows: Requests are added to a batch while it holds fewer rows; the most of one
+            request that are computed at once.
     """
 
     queue_rows: int = 16_384
@@ -156,17 +158,21 @@ class Lane:
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()
-        work = _Work(rows, user, loop.create_future(), now)
         if deadline <= now:
             raise _late(self.name)
-        self._enqueue(work)
-        timer = loop.call_later(deadline - now, self._expire, work)
+        size = self._limits.batch_rows
+        slices = [
+            _Work(rows[start : start + size], user, loop.create_future(), now)
+            for start in range(0, len(rows), size)
+        ]
+        self._enqueue(slices)
+        timer = loop.call_later(deadline - now, self._expire, slices)
         try:
-            return await work.future
+            answers = [await work.future for work in slices]
         finally:
             timer.cancel()
-            if work.is_waiting:
-                self._withdraw(work)
+            self._withdraw(slices)
+        return answers[0] if len(answers) == 1 else np.concatenate(answers)
 
     def close(self) -> None:
         """Take no more requests; those that wait are answered, then the thread ends."""
@@ -179,12 +185,13 @@ class Lane:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _enqueue(self, work: _Work) -> None:
-        count = len(work.rows)
+    def _enqueue(self, slices: Sequence[_Work]) -> None:
+        """All slices of a request, or none."""
+        count, user = sum(len(work.rows) for work in slices), slices[0].user
         with self._changed:
             if self._is_closed:
                 raise LaneClosed(f"{self.name} is being unloaded; send the request again.", 1.0)
-            mine = self._rows_of.get(work.user, 0)
+            mine = self._rows_of.get(user, 0)
             is_full = self._waiting_rows + count > self._limits.queue_rows
             is_greedy = mine + count > self._limits.queue_rows * _USER_SHARE
             if (is_full and self._waiting_rows) or (is_greedy and mine):
@@ -195,18 +202,26 @@ class Lane:
                     self._waiting_rows * self._row_s,
                 )
             self._waiting_rows += count
-            self._rows_of[work.user] = mine + count
-            self._turns.add(work)
+            self._rows_of[user] = mine + count
+            for work in slices:
+                self._turns.add(work)
             self._changed.notify()
 
-    def _expire(self, work: _Work) -> None:
-        if not work.future.done():
-            work.future.set_exception(_late(self.name))
+    def _expire(self, slices: Sequence[_Work]) -> None:
+        for work in slices:
+            if not work.future.done():
+                work.future.set_exception(_late(self.name))
 
-    def _withdraw(self, work: _Work) -> None:
-        with self._changed:
-            if work.is_waiting:
-                self._left(work)
+    def _withdraw(self, slices: Sequence[_Work]) -> None:
+        """Nobody waits for them any more: what has not been computed never is."""
+        for work in slices:
+            if not work.future.cancel() and not work.future.cancelled():
+                work.future.exception()  # of a slice behind the one that failed: told once
+        if any(work.is_waiting for work in slices):
+            with self._changed:
+                for work in slices:
+                    if work.is_waiting:
+                        self._left(work)
 
     def _left(self, work: _Work) -> None:
         """Count a request as waiting no longer."""

@@ -118,6 +118,12 @@ class RowMeter:
             raise rows_exceeded(limit, used, rows, now)
         meter.pending += rows
 
+    def give_back(self, account: Account, rows: int) -> None:
+        """Take back what was counted for a request that was refused."""
+        meter = self._meters.get(account.user)
+        if meter is not None:
+            meter.pending -= rows
+
     def knows(self, user: str) -> bool:
         """Whether the user's settled rows of today are known here."""
         meter = self._meters.get(user)

@@ -18,7 +18,7 @@ from data_pipeline.features import Array
 from serving.accounts import Account, Accounts
 from serving.body_memory import BodyMemory
 from serving.engine import Engine, LiveModel
-from serving.errors import DeadlineExceeded, InputError, NotFound, RefusedRequest
+from serving.errors import DeadlineExceeded, InputError, NotFound, Overloaded, RefusedRequest
 from serving.limits import RequestRates, RowMeter
 from serving.metrics import Metrics
 from serving.request_log import RequestLog
@@ -181,7 +181,11 @@ async def predict(
         today = await asyncio.to_thread(services.accounts.rows_today, account.user)
         services.meter.learn(account.user, today)
     services.meter.charge(account, count)
-    return await services.engine.predict(live, rows, account.user, deadline)
+    try:
+        return await services.engine.predict(live, rows, account.user, deadline)
+    except Overloaded:  # nothing of it was computed
+        services.meter.give_back(account, count)
+        raise
 
 
 def check_finite(rows: Array, signature: Signature) -> None:

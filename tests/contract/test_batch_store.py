@@ -63,6 +63,29 @@ def begun(store, shards=3):
     return owner, made.id, ShardLeases(store, owner)
 
 
+def test_a_plan_is_paid_for_with_it_or_not_at_all(store):
+    """A dispatcher that dies in between leaves neither; a second plan is not paid for again."""
+    owner = store.acquire("me", 0.0, 10.0, alive)
+    made, _ = store.add_job(job())
+    paid = []
+
+    def refuse(connection):
+        paid.append("refused")
+        raise QuotaExceeded("no more rows today", "rows", 1.0)
+
+    records = [{"first_row": 0, "rows": 5, "pieces": [[0, 0, 5, 5]]}]
+    with pytest.raises(QuotaExceeded):
+        store.planned(owner, made.id, {"a": 1}, records, 1.0, refuse)
+    assert store.job(made.id).status == "validating"
+    for is_first in (True, False):
+        begun_now = store.planned(
+            owner, made.id, {"a": 1}, records, 1.0, lambda _: paid.append("paid")
+        )
+        assert begun_now == is_first
+    assert paid == ["refused", "paid"]
+    assert store.job(made.id).shard_total == 1
+
+
 def part(number, size_bytes=7):
     return PartFile(f"parts/part-{number:05d}.parquet", 5, size_bytes, "hash")
 
@@ -173,6 +196,20 @@ def test_a_key_makes_one_job_also_for_two_at_once(store):
     assert store.add_job(job(user="bob", idempotency_key="k"))[1]
     assert store.recent_job("ada", "h", -1.0).id == found[0][0].id
     assert store.recent_job("ada", "h", 100.0) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "is_found"),
+    [
+        *(("validating", True), ("in_progress", True), ("finalizing", True), ("completed", True)),
+        *(("failed", False), ("expired", False), ("cancelling", False), ("cancelled", False)),
+    ],
+)
+def test_the_same_request_is_a_new_job_where_the_one_before_was_in_vain(store, status, is_found):
+    made, _ = store.add_job(job(status=status))
+    assert (store.recent_job("ada", "h", -1.0) is not None) == is_found
+    earlier, _ = store.add_job(job(-1))
+    assert store.recent_job("ada", "h", -2.0).id == (made.id if is_found else earlier.id)
 
 
 def test_unfinished_jobs_and_stored_bytes_are_bounded(store):

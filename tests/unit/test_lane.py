@@ -216,3 +216,87 @@ def test_a_closed_lane_answers_what_waits_and_takes_no_more() -> None:
         assert lane.is_idle
 
     run(scenario)
+
+
+def test_a_large_request_comes_in_slices_and_others_in_between() -> None:
+    large = np.arange(10, dtype=np.float32).reshape(-1, 1)
+
+    async def scenario(lane: Lane, model: Model) -> None:
+        first = await busy(lane, model)
+        waiting = asyncio.create_task(lane.predict(large, "large", LATER))
+        await asyncio.sleep(0)
+        small = await send(lane, 77.0, "small")
+        model.leave.release(10)
+        np.testing.assert_array_equal(await waiting, large * 2)
+        assert (await small).tolist() == [[154]]
+        await first
+
+    run(scenario, batch_rows=4)
+
+
+def test_slices_of_others_let_a_small_request_through() -> None:
+    large = np.arange(12, dtype=np.float32).reshape(-1, 1)
+
+    async def scenario(lane: Lane, model: Model) -> None:
+        first = await busy(lane, model)
+        waiting = asyncio.create_task(lane.predict(large, "large", LATER))
+        await asyncio.sleep(0)
+        small = await send(lane, 77.0, "small")
+        model.leave.release(10)
+        await asyncio.gather(first, waiting, small)
+        assert model.batches == [
+            *([0.0], [0.0, 1.0, 2.0, 3.0]),
+            *([77.0, 4.0, 5.0, 6.0, 7.0], [8.0, 9.0, 10.0, 11.0]),
+        ]
+
+    run(scenario, batch_rows=4)
+
+
+def test_a_large_request_waits_whole_or_not_at_all() -> None:
+    large = np.zeros((9, 1), np.float32)
+
+    async def scenario(lane: Lane, model: Model) -> None:
+        first = await busy(lane, model)
+        other = await send(lane, 1.0, "other")
+        with pytest.raises(Overloaded):
+            await lane.predict(large, "large", LATER)
+        assert lane.waiting_rows == 1
+        model.leave.release(10)
+        await asyncio.gather(first, other)
+
+    run(scenario, batch_rows=4, queue_rows=9)
+
+
+def test_where_a_slice_fails_the_rest_is_not_computed_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    large = np.array([[13.0]] * 4 + [[1.0]] * 8, np.float32)
+
+    async def scenario(lane: Lane, model: Model) -> None:
+        first = await busy(lane, model)
+        waiting = asyncio.create_task(lane.predict(large, "large", LATER))
+        await asyncio.sleep(0)
+        model.leave.release(2)
+        with pytest.raises(PredictionFailure, match="thirteen"):
+            await waiting
+        assert lane.waiting_rows <= 4  # one slice may be at work
+        model.leave.release(10)
+        await first
+
+    run(scenario, batch_rows=4)
+    assert caplog.text == ""
+
+
+def test_a_deadline_is_that_of_all_slices(caplog: pytest.LogCaptureFixture) -> None:
+    large = np.zeros((12, 1), np.float32)
+
+    async def scenario(lane: Lane, model: Model) -> None:
+        first = await busy(lane, model)
+        with pytest.raises(DeadlineExceeded):
+            await lane.predict(large, "large", time.monotonic() + 0.05)
+        assert lane.waiting_rows == 0
+        model.leave.release(10)
+        await first
+
+    run(scenario, batch_rows=4)
+    assert caplog.text == ""

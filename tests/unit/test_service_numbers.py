@@ -205,6 +205,21 @@ def test_rows_are_counted_here_and_settled_later() -> None:
     assert ledger.rows == 195
 
 
+def test_rows_of_refused_requests_are_given_back() -> None:
+    ledger, time = Ledger(), Time()
+    meter = RowMeter(ledger, time)  # type: ignore[arg-type]
+    account = user(rows_per_day=100)
+    meter.learn("ana", 0)
+    for _ in range(3):
+        meter.charge(account, 100)
+        meter.give_back(account, 100)
+    meter.charge(account, 60)
+    asyncio.run(meter.settle())
+    meter.give_back(account, 60)  # settled meanwhile
+    asyncio.run(meter.settle())
+    assert ledger.rows == 0
+
+
 def test_waits_are_whole_seconds() -> None:
     assert [retry_after(s) for s in (None, 0.0, 0.2, 1.0, 1.01)] == ["1", "1", "1", "1", "2"]
 
