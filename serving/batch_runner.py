@@ -223,9 +223,11 @@ class BatchRunner:
 
     def _tell(self, state: State) -> None:
         """Record places and times to the end that have changed."""
+        standings = state.dispatcher.standings()
         told = {
-            name: (state.dispatcher.position(name), _rounded(state.dispatcher.eta_s(name)))
+            name: (place, _rounded(eta_s))
             for name in state.jobs
+            for place, eta_s in (standings.get(name, (None, None)),)
         }
         changed = {name: values for name, values in told.items() if state.told.get(name) != values}
         self._store.tell_progress(state.epoch, changed)

@@ -218,24 +218,27 @@ class Dispatcher:
         """Measured seconds a row of a model, smoothed; None where nothing was measured."""
         return self._s_a_row.get(model)
 
-    def position(self, job: str) -> int | None:
-        """How many jobs of the same user go before this one; None where it has nothing waiting."""
-        found = self._jobs.get(job)
-        if found is None or not found.pending:
-            return None
-        return sum(1 for other in self._ahead(found) if other is not found)
+    def standings(self) -> dict[str, tuple[int | None, float | None]]:
+        """Each job's place among its user's, and the seconds until it is done.
 
-    def eta_s(self, job: str) -> float | None:
-        """Seconds until the job is done if users and speeds stay; None where it is not known."""
-        found = self._jobs.get(job)
-        if found is None or found.model not in self._s_a_row:
-            return None
-        work_s = sum(
-            self._s_a_row.get(other.model, _PRIOR_S_A_ROW) * other.pending_rows
-            for other in self._ahead(found)
-        )
-        work_s += sum(t.estimate_s for t in self._turns.values() if t.job == job) / 2
-        return work_s / self._share(found.user)
+        The place is the number of jobs that go before it; None where nothing of it waits. The time
+        holds if users and speeds stay; None where the model's speed is not known. One pass over all
+        jobs, each user's by their order.
+        """
+        out_s: dict[str, float] = {}
+        for turn in self._turns.values():
+            out_s[turn.job] = out_s.get(turn.job, 0.0) + turn.estimate_s / 2
+        told: dict[str, tuple[int | None, float | None]] = {}
+        for user in self._users.values():
+            share, before, work_s = self._share(user), 0, 0.0
+            for job in sorted(user.jobs.values()):
+                place = None
+                if job.pending:
+                    work_s += self._s_a_row.get(job.model, _PRIOR_S_A_ROW) * job.pending_rows
+                    place, before = before, before + 1
+                eta_s = (work_s + out_s.get(job.name, 0.0)) / share
+                told[job.name] = place, eta_s if job.model in self._s_a_row else None
+        return told
 
     def served_s(self) -> dict[str, float]:
         """Measured seconds of compute by user."""
@@ -255,11 +258,6 @@ class Dispatcher:
 
     def _user(self, name: str) -> _User:
         return self._users.setdefault(name, _User(name))
-
-    def _ahead(self, job: _Job) -> list[_Job]:
-        """The jobs of the same user that are served up to this one, itself included."""
-        same = job.user.jobs.values()
-        return [other for other in same if other.pending and other.order <= job.order]
 
     def _share(self, user: _User) -> float:
         """Predictors that are a user's by weight."""

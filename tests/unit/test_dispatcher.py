@@ -175,10 +175,10 @@ def test_within_a_user_priority_goes_first_then_age():
     for job, priority in (("old", 0), ("new", 0), ("urgent", 5)):
         dispatcher.add_job(job, "a", "m", priority=priority)
         dispatcher.add_shards(job, [(0, 1), (1, 1)])
-    assert [dispatcher.position(job) for job in ("urgent", "old", "new")] == [0, 1, 2]
+    assert [dispatcher.standings()[job][0] for job in ("urgent", "old", "new")] == [0, 1, 2]
     order = [dispatcher.next() for _ in range(6)]
     assert [turn.job for turn in order] == ["urgent"] * 2 + ["old"] * 2 + ["new"] * 2
-    assert dispatcher.position("old") is None
+    assert dispatcher.standings()["old"][0] is None
 
 
 def test_a_predictor_keeps_its_model_where_users_are_about_even():
@@ -223,11 +223,11 @@ def test_a_dropped_job_is_served_no_more():
 def test_the_time_to_the_end_follows_share_and_speed():
     dispatcher = Dispatcher(2)
     job = flood(dispatcher, "a", 10, rows=100)
-    assert dispatcher.eta_s(job) is None
+    assert dispatcher.standings()[job][1] is None
     dispatcher.learn("m", 2.0, 100)
-    assert dispatcher.eta_s(job) == pytest.approx(10.0)
+    assert dispatcher.standings()[job][1] == pytest.approx(10.0)
     flood(dispatcher, "b", 10)
-    assert dispatcher.eta_s(job) == pytest.approx(20.0)
+    assert dispatcher.standings()[job][1] == pytest.approx(20.0)
 
 
 Events = st.lists(
