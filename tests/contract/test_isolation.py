@@ -324,9 +324,14 @@ def test_names_of_files_jobs_and_parts_lead_nowhere(call: Call, name: str) -> No
             assert "root:" not in response.text
             assert "Traceback" not in response.text
         for upload in ("/v1/files", "/openai/v1/files"):
-            files = {"file": (f"../{name}", b"a,b\n1,2\n")}
-            response = await service.client.post(upload, files=files, data={"purpose": "batch"})
-            assert response.status_code in (400, 422), (upload, response.text)
+            for called, is_allowed in ((f"../../{name}", False), ("../../../planted.csv", True)):
+                files = {"file": (called, b"a,b\n1,2\n")}
+                response = await service.client.post(upload, files=files, data={"purpose": "batch"})
+                assert (response.status_code == 200) == is_allowed, (upload, response.text)
+                assert response.status_code in (200, 400, 422)
+        # What a file is called is no path: it lies where all uploads lie, under a name of its own.
+        planted = list(service.folder.parent.parent.rglob("*planted*"))
+        assert planted == []
         assert await is_alive(service)
 
     call(scenario)
