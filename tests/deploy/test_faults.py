@@ -44,8 +44,84 @@ def put(target: Any, **values: Any) -> None:
     target.update(values)
 
 
+def deletion(policy: str, ttl_s: int) -> Manifest:
+    return {"policy": policy, "condition": {"jobStatus": "FAILED", "ttlSeconds": ttl_s}}
+
+
+def cron_job(name: str, schedule: str) -> Manifest:
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCronJob",
+        "metadata": {"name": name},
+        "spec": {"schedule": schedule, "jobTemplate": {}},
+    }
+
+
 FAULTS: dict[str, tuple[str, str, str, Callable[[Objects], Any]]] = {
     # name: (overlay, rule, part of the text, the fault)
+    "another attempt of a run on a cluster that stays": (
+        *("dev", "operator", "backoffLimit makes new clusters"),
+        lambda o: put(one(o, "RayJob")["spec"], submissionMode="InteractiveMode"),
+    ),
+    "a cluster that goes before its workers": (
+        *("dev", "operator", "workers go first"),
+        lambda o: put(
+            one(o, "RayJob")["spec"],
+            deletionStrategy={
+                "deletionRules": [deletion("DeleteCluster", 5), deletion("DeleteWorkers", 9)]
+            },
+        ),
+    ),
+    "two rules for one end": (
+        *("dev", "operator", "two rules of DeleteSelf for FAILED"),
+        lambda o: put(
+            one(o, "RayJob")["spec"],
+            deletionStrategy={
+                "deletionRules": [deletion("DeleteSelf", 5), deletion("DeleteSelf", 9)]
+            },
+        ),
+    ),
+    "workers that are deleted beside an autoscaler": (
+        *("dev", "operator", "DeleteWorkers fights"),
+        lambda o: (
+            put(cluster_spec(one(o, "RayJob")), enableInTreeAutoscaling=True),
+            put(
+                one(o, "RayJob")["spec"],
+                deletionStrategy={"deletionRules": [deletion("DeleteWorkers", 5)]},
+            ),
+        ),
+    ),
+    "rules beside a time to live": (
+        *("dev", "operator", "deletionRules and ttlSecondsAfterFinished exclude"),
+        lambda o: put(
+            one(o, "RayJob")["spec"],
+            deletionStrategy={"deletionRules": [deletion("DeleteSelf", 5)]},
+        ),
+    ),
+    "a schedule of the operator's own": (
+        *("dev", "operator", "RayCronJob needs a feature gate"),
+        lambda o: o.append(cron_job("nightly", "0 3 * * *")),
+    ),
+    "a time zone inside of a schedule": (
+        *("dev", "operator", "use timeZone"),
+        lambda o: o.append(cron_job("nightly", "TZ=Europe/Paris 0 3 * * *")),
+    ),
+    "a schedule with a long name": (
+        *("dev", "operator", "more than 36 characters"),
+        lambda o: o.append(cron_job("n" * 37, "0 3 * * *")),
+    ),
+    "a password of Redis as a parameter": (
+        *("prod", "operator", "redis-password belongs"),
+        lambda o: put(head(o, "RayService")["rayStartParams"], **{"redis-password": "x"}),
+    ),
+    "fault tolerance by an annotation of the pods": (
+        *("prod", "operator", "ft-enabled and gcsFaultToleranceOptions exclude"),
+        lambda o: (
+            head(o, "RayService")["template"]["metadata"]
+            .setdefault("annotations", {})
+            .update({"ray.io/ft-enabled": "true"})
+        ),
+    ),
     "a wrong key": (
         *("prod", "schema", "concurencyPolicy"),
         lambda o: put(one(o, "CronJob")["spec"], concurencyPolicy="Forbid"),

@@ -20,6 +20,7 @@ from tests.deploy.checks.objects import (
 )
 
 LONGEST_NAME = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
+LONGEST_CRON_NAME = 36
 RESOURCE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
 GATED = ("networkPolicy", "tlsOptions", "historyServerOptions")
 _QUEUE = "kueue.x-k8s.io/queue-name"
@@ -35,6 +36,17 @@ def operator_rules(objects: list[Manifest]) -> Iterator[Finding]:
             problems += _service(manifest)
         for problem in problems:
             yield Finding("operator", name_of(manifest), problem)
+    for manifest in of_kind(objects, "RayCronJob"):
+        for problem in _cron_job(manifest):
+            yield Finding("operator", name_of(manifest), problem)
+
+
+def _cron_job(manifest: Manifest) -> Iterator[str]:
+    yield "RayCronJob needs a feature gate that is off by default; a CronJob that launches does not"
+    if len(manifest["metadata"].get("name", "")) > LONGEST_CRON_NAME:
+        yield f"the name has more than {LONGEST_CRON_NAME} characters"
+    if "TZ=" in str(manifest["spec"].get("schedule", "")):
+        yield "a time zone inside of schedule is refused; use timeZone"
 
 
 def _names(manifest: Manifest) -> Iterator[str]:
@@ -65,7 +77,10 @@ def _groups(manifest: Manifest) -> Iterator[str]:
             yield f"{place}: resources and rayStartParams {', '.join(twice)} exclude each other"
         if any("ray start" in " ".join(each.get("command") or ()) for each in containers):
             yield f"{place}: a command with 'ray start' switches the operator's own off"
-        yield from _environment(place, containers[0], manifest)
+        for container in containers:
+            yield from _environment(place, container)
+        if "gcsFaultToleranceOptions" in cluster_spec(manifest) and "redis-password" in params:
+            yield f"{place}: redis-password belongs into gcsFaultToleranceOptions"
         if node == "worker":
             name = group.get("groupName", "")
             if name in seen:
@@ -86,14 +101,11 @@ def _bounds(place: str, group: Manifest) -> Iterator[str]:
         yield f"{place}: replicas {count} lie outside {low} to {high}"
 
 
-def _environment(place: str, container: Manifest, manifest: Manifest) -> Iterator[str]:
+def _environment(place: str, container: Manifest) -> Iterator[str]:
     names = {each["name"] for each in container.get("env") or ()}
-    has_external_state = "gcsFaultToleranceOptions" in cluster_spec(manifest)
     for name in ("RAY_REDIS_ADDRESS", "REDIS_PASSWORD"):
         if name in names:
             yield f"{place}: {name} belongs into gcsFaultToleranceOptions"
-    if has_external_state and "redis-password" in (container.get("rayStartParams") or {}):
-        yield f"{place}: redis-password belongs into gcsFaultToleranceOptions"
     if "RAY_enable_autoscaler_v2" in names:
         yield f"{place}: RAY_enable_autoscaler_v2 belongs into autoscalerOptions.version"
 
@@ -132,9 +144,10 @@ def _external_state(manifest: Manifest, state: Manifest) -> Iterator[str]:
         yield "gcsFaultToleranceOptions.storage is for rocksdb alone"
     if not state.get("redisAddress") and state.get("backend") != "rocksdb":
         yield "gcsFaultToleranceOptions.redisAddress is missing"
-    annotations = manifest["metadata"].get("annotations") or {}
+    metadata = [manifest["metadata"]]
+    metadata += [group.get("template", {}).get("metadata", {}) for _, _, group in groups(manifest)]
     for name in ("ray.io/ft-enabled", "ray.io/external-storage-namespace"):
-        if name in annotations:
+        if any(name in (each.get("annotations") or {}) for each in metadata):
             yield f"the annotation {name} and gcsFaultToleranceOptions exclude each other"
 
 
@@ -170,7 +183,10 @@ def _job(manifest: Manifest) -> Iterator[str]:
         yield "Kueue needs shutdownAfterJobFinishes"
     if "deletionStrategy" in spec and not stays:
         yield "deletionStrategy and shutdownAfterJobFinishes exclude each other"
+    yield from _deletion(spec)
     mode = spec.get("submissionMode", "K8sJobMode")
+    if spec.get("backoffLimit", 0) > 0 and ("clusterSelector" in spec or mode == "InteractiveMode"):
+        yield "backoffLimit makes new clusters: it excludes clusterSelector and InteractiveMode"
     if mode == "SidecarMode":
         yield "SidecarMode brings a container that a restricted namespace refuses"
     if mode == "K8sJobMode" and "submitterPodTemplate" not in spec:
@@ -187,6 +203,29 @@ def _job(manifest: Manifest) -> Iterator[str]:
         yield "a template that is not suspended would run"
     if "lockstep/template" in labels and _QUEUE in labels:
         yield "a template with a queue's label would itself be queued"
+
+
+def _deletion(spec: Manifest) -> Iterator[str]:
+    """Rules of what is deleted when; a run's cluster goes by `shutdownAfterJobFinishes` here."""
+    rules = (spec.get("deletionStrategy") or {}).get("deletionRules") or []
+    if rules and "ttlSecondsAfterFinished" in spec:
+        yield "deletionRules and ttlSecondsAfterFinished exclude each other"
+    seen: dict[tuple[str, str], int] = {}
+    for rule in rules:
+        condition = rule.get("condition") or {}
+        status = str(condition.get("jobStatus") or condition.get("jobDeploymentStatus"))
+        key = status, str(rule.get("policy"))
+        if key in seen:
+            yield f"deletionRules: two rules of {key[1]} for {status}"
+        seen[key] = condition.get("ttlSeconds", 0)
+    is_growing = (spec.get("rayClusterSpec") or {}).get("enableInTreeAutoscaling")
+    if is_growing and any(policy == "DeleteWorkers" for _, policy in seen):
+        yield "deletionRules: DeleteWorkers fights with the autoscaler"
+    for status in {status for status, _ in seen}:
+        order = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
+        waits = [seen[status, policy] for policy in order if (status, policy) in seen]
+        if waits != sorted(waits):
+            yield f"deletionRules: for {status} workers go first, then the cluster, then the job"
 
 
 def _runtime_environment(text: Any) -> Iterator[str]:
