@@ -41,7 +41,8 @@ class RunnerSettings:
         attempts: Failures of one shard, or of one plan, after which the job fails.
         begin_attempts: Failures to take a job up, for want of storage or of its model, after which
             it fails: about seven minutes, as an outage must not end all jobs.
-        task_timeout_s: A task that takes longer, and much longer than estimated, is ended.
+        task_timeout_s: A task that takes longer, and much longer than estimated, is ended. A plan,
+            which has no estimate, may take four times as long after each such end.
         sweep_s: How often files are looked for whose time is over.
     """
 

@@ -25,6 +25,7 @@ from serving.errors import QuotaExceeded, RequestError
 
 PLAN = -1
 _PROBLEMS = 50
+_PATIENCE = 4.0  # so much longer may a plan take after each time that it was ended
 _SLOWEST = 30.0
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,8 @@ class Turns:
         now_s = self._monotonic()
         for station, out in self.state.out.items():
             bound_s = max(self._settings.task_timeout_s, _SLOWEST * out.turn.estimate_s)
+            if out.shard is None:  # nobody knows the size of an input before it is planned
+                bound_s *= _PATIENCE ** self.state.jobs[out.turn.job].plan_failures
             if now_s - out.begun_s > bound_s:
                 log.warning(
                     "job %s: a predictor has not answered for %.0f s", out.turn.job, bound_s

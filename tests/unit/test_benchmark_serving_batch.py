@@ -20,15 +20,19 @@ def rows(**values):
 def test_targets_are_held_against_medians():
     ratios, targets = batch_results(
         rows(
-            service=[3.9, 4.0, 9.0], all=[3, 3, 3], ray=[0.4, 0.5, 0.6], run=[1, 1, 1], f=[8, 8, 8]
+            service=[3.9, 4.0, 9.0],
+            all=[3, 3, 3],
+            ray=[0.2, 0.25, 0.4],
+            run=[0.4, 0.5, 0.6],
+            f=[8, 8, 8],
         )
     )
     assert [(target.value, target.target, target.is_met) for target in targets] == [
         (8.0, 8.0, True),
         (0.5, 0.5, True),
     ]
-    assert ratios[0].values == (3.9 / 0.4, 8.0, 15.0)
-    _, targets = batch_results(rows(service=[3.9], all=[3], ray=[0.5], run=[1], f=[8]))
+    assert ratios[1].values == (3.9 / 0.4, 8.0, 15.0)
+    _, targets = batch_results(rows(service=[3.9], all=[3], ray=[0.1], run=[0.5], f=[8]))
     assert not any(target.is_met for target in targets)
 
 
