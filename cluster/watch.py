@@ -106,15 +106,25 @@ class Watch:
         return self._behind(behind, silent, f"frozen: {_last_signs(silent, now)}")
 
     def _not_formed(self, missing: Sequence[_Rank], now: float) -> Stall | None:
-        if now - self._began_s < self._ready_timeout_s:
+        """At the bound of forming; before it where one is silent for as long as a stall takes."""
+        is_late = now - self._began_s >= self._ready_timeout_s
+        silence_s = max(_MISSED_PULSES_S, 0.0 if is_late else self._stall_after_s)
+        silent = [known for known in missing if now - known.heard_s >= silence_s]
+        if len(silent) == len(self._ranks):
+            silent = []  # nobody can be told from the others
+        if not is_late and not silent:
             return None
-        is_alone = len(missing) == len(self._ranks)
-        waited = "" if is_alone else f"; {_names(_without(self._ranks, missing))} waited"
+        late = silent or missing
+        others = _without(self._ranks, late)
+        waited = f"; {_names(others)} waited" if others else ""
+        bound = f"within {self._ready_timeout_s:g} s (cluster.start_timeout_s)"
+        if not is_late:
+            bound = f"and is silent for {self._stall_after_s:g} s (cluster.stall_after_s)"
+        rank = min(late, key=lambda known: known.heard_s).number if silent else late[0].number
         return Stall(
             "not_formed",
-            missing[0].number if len(missing) == 1 else -1,
-            f"{_names(missing)} did not form within {self._ready_timeout_s:g} s "
-            f"(cluster.start_timeout_s){waited}. {_last_signs(missing, now)}.",
+            rank if silent or len(late) == 1 else -1,
+            f"{_names(late)} did not form {bound}{waited}. {_last_signs(late, now)}.",
         )
 
     def _stalled(self, now: float) -> Stall:

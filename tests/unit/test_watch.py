@@ -66,13 +66,34 @@ def test_a_gang_may_form_as_long_as_the_field_allows() -> None:
 
 def test_several_that_did_not_form_are_named_together() -> None:
     gang = Gang(3, is_ready=False)
-    gang.frozen = {2}
+    gang.get_ready(1)
     stall = gang.run(int(READY_S))
     assert stall is not None
     assert (stall.kind, stall.rank) == ("not_formed", -1)
-    assert "ranks 0, 1 and 2 did not form" in stall.sentence
-    assert "rank 1 was last heard 0 s ago at step 0" in stall.sentence
-    assert "rank 2 was last heard 120 s ago at its start" in stall.sentence
+    assert "ranks 0 and 2 did not form within 120 s" in stall.sentence
+    assert "rank 1 waited" in stall.sentence
+
+
+def test_one_that_froze_while_all_form_is_told_from_those_that_wait_for_it() -> None:
+    """Before the bound of forming, as soon as a standstill counts."""
+    gang = Gang(3, is_ready=False)
+    gang.frozen = {2}
+    assert gang.run(int(STALL_S) - 1) is None
+    stall = gang.run(1)
+    assert stall is not None
+    assert (stall.kind, stall.rank) == ("not_formed", 2)
+    assert f"rank 2 did not form and is silent for {STALL_S:g} s" in stall.sentence
+    assert "ranks 0 and 1 waited" in stall.sentence
+
+
+def test_where_all_are_silent_while_they_form_nobody_is_blamed() -> None:
+    gang = Gang(2, is_ready=False)
+    gang.frozen = {0, 1}
+    assert gang.run(int(READY_S) - 1) is None
+    stall = gang.run(1)
+    assert stall is not None
+    assert (stall.kind, stall.rank) == ("not_formed", -1)
+    assert "rank 1 was last heard 120 s ago at its start" in stall.sentence
 
 
 def test_the_time_of_forming_is_no_standstill() -> None:
