@@ -12,6 +12,7 @@ from cluster.bulk import Assembly
 from cluster.channel import Message
 from cluster.errors import GangFailure
 from cluster.gang import Gang
+from cluster.stacks import was_stopped
 from cluster.watch import Stall, Watch
 from configs.errors import UserCodeError
 
@@ -171,6 +172,12 @@ class Formation:
 
     def _failure_of_stall(self, stall: Stall) -> GangFailure:
         self.stacks = self._gang.stacks(_STACKS_S)
+        stopped = [rank for rank, text in self.stacks.items() if was_stopped(text)]
+        if stall.rank < 0 and len(stopped) == 1:
+            # Forming waits inside of TensorFlow, where nobody can give a sign of life.
+            stall = replace(
+                stall, rank=stopped[0], sentence=f"{stall.sentence} rank {stopped[0]} is stopped."
+            )
         return GangFailure(stall.sentence, stall.kind, stall.rank)
 
 

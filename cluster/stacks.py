@@ -38,6 +38,11 @@ def stacks(pid: int, file: Path, timeout_s: float) -> str:
         return header + text.read()
 
 
+def was_stopped(text: str) -> bool:
+    """Whether what `stacks` told is of a process that a signal had stopped."""
+    return text.partition("\n")[0].endswith(f"T ({_STATES['T']})")
+
+
 def _wait_until_settled(file: Path, before: int, timeout_s: float) -> bool:
     """Wait until the file has grown, and then stopped growing; False if it never grew."""
     deadline = time.monotonic() + timeout_s

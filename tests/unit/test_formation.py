@@ -26,6 +26,8 @@ class Clock:
 class Gang:
     """Stands for the gang: says what a test has it say; None is a quarter second of silence."""
 
+    told_stacks: dict[int, str] = {}
+
     def __init__(self, clock: Clock, said: list[Message | None]) -> None:
         self.spec = SimpleNamespace(start_timeout_s=60.0)
         self._clock = clock
@@ -39,7 +41,7 @@ class Gang:
         raise AssertionError("nothing came of all that was said")
 
     def stacks(self, timeout_s: float) -> dict[int, str]:
-        return {}
+        return self.told_stacks
 
 
 def said(rank: int, kind: str, body: Any = None) -> Message:
@@ -96,6 +98,21 @@ def test_where_the_users_own_traceback_is_known_it_is_the_one_that_is_told(
     own = [raised(0, "CallbackFailed: no", users_traceback="theirs"), said(0, "exited", 1), None]
     failure, _ = failure_of(monkeypatch, [*own, None])
     assert failure.traceback == "theirs"
+
+
+def test_where_nobody_gives_a_sign_the_one_that_is_stopped_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running, stopped = "process 7: S (sleeping)\nall", "process 8: T (stopped)\nall"
+    for stacks, rank in (
+        ({0: running, 1: stopped, 2: running}, 1),
+        ({0: running, 1: stopped, 2: stopped}, -1),
+        ({0: running, 1: running, 2: running}, -1),
+    ):
+        monkeypatch.setattr(Gang, "told_stacks", stacks)
+        failure, _ = failure_of(monkeypatch, [None] * 700)
+        assert (failure.kind, failure.rank) == ("not_formed", rank)
+        assert ("rank 1 is stopped" in str(failure)) == (rank == 1)
 
 
 def pulses_of(ranks: tuple[int, ...], seconds: int) -> list[Message | None]:
