@@ -25,7 +25,7 @@ from serving.batch_files import ServiceSettings
 from serving.batch_process import ProcessConfig
 from serving.batch_routes import batch_routers
 from serving.batch_store import BatchStore
-from serving.batches import BatchService
+from serving.batches import BatchService, own_outputs
 from serving.body_memory import BodyMemory
 from serving.engine import Engine, EngineLimits
 from serving.errors import RequestError
@@ -123,7 +123,9 @@ def build_services(settings: Settings) -> Services:
     batches = None
     if config.predictors != 0:
         bounds = ServiceSettings(**batch_config(settings).service)
-        batches = BatchService(BatchStore(database), registry, accounts, bounds)
+        batches = BatchService(
+            BatchStore(database, own_outputs(bounds.folder)), registry, accounts, bounds
+        )
     return Services(
         accounts=accounts,
         engine=Engine(registry, limits, metrics),

@@ -80,11 +80,8 @@ class BatchFiles:
             QuotaExceeded: The user has too many bytes stored.
         """
         suffix = _checked_suffix(name, purpose)
+        self.check_room(account, 0)
         most = account.quotas.bytes
-        if most is not None and self._store.stored_bytes(account.user) >= most:
-            raise QuotaExceeded(
-                f"{most:,} bytes are stored, as many as are allowed. Delete files.", "bytes", 3600.0
-            )
         name_id, now = new_id("file"), self._clock()
         path = Path(self.settings.folder, "files", f"{name_id}{suffix}")
         size_bytes, digest = self._received(path, blocks)
@@ -103,10 +100,28 @@ class BatchFiles:
         )
         try:
             self._store.add_file(file, most)
-        except QuotaExceeded:
+        except BaseException:  # no quota, or no database: nobody knows the file
             path.unlink(missing_ok=True)
             raise
         return file
+
+    def check_room(self, account: Account, size_bytes: int) -> None:
+        """Whether a user may store so many bytes more, as far as it is known before they come.
+
+        Raises:
+            QuotaExceeded: They may not.
+        """
+        most = account.quotas.bytes
+        if most is None:
+            return
+        held = self._store.stored_bytes(account.user)
+        if held >= most or held + size_bytes > most:
+            raise QuotaExceeded(
+                f"{held:,} bytes are stored; {most:,} are allowed. Delete files, or wait until "
+                "they expire.",
+                "bytes",
+                3600.0,
+            )
 
     def _received(self, path: Path, blocks: Iterable[bytes]) -> tuple[int, str]:
         """Write a file, whole or not at all; its size and SHA-256."""

@@ -25,7 +25,7 @@ from serving.batch_runner import BatchRunner
 from serving.batch_seams import RunnerSettings
 from serving.batch_store import BatchStore
 from serving.batch_worker import LOADER
-from serving.batches import BatchService
+from serving.batches import BatchService, own_outputs
 
 WORKER = "serving.batch_worker:BatchWorker"
 
@@ -98,11 +98,12 @@ def make_batches(
     database = Database(config.database)
     registry = Registry(database, config.artifacts)
     accounts = Accounts(database)
-    store = BatchStore(database)
     settings = {**config.service}
     if "outputs" in settings:
         settings["outputs"] = tuple(settings["outputs"])
-    service = BatchService(store, registry, accounts, ServiceSettings(**settings))
+    bounds = ServiceSettings(**settings)
+    store = BatchStore(database, own_outputs(bounds.folder))
+    service = BatchService(store, registry, accounts, bounds)
 
     runner = BatchRunner(
         store,

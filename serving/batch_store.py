@@ -43,11 +43,13 @@ class BatchStore:
 
     Args:
         database: Where they are kept; the tables are made where they are missing.
+        own_folder: Outputs below it are the service's to keep, and count as stored; those in a
+            place of the user's own do not. None: all count.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, own_folder: str | None = None) -> None:
         database.prepare(COMPONENT)
-        self._database = database
+        self._database, self._own_folder = database, own_folder
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
@@ -384,14 +386,15 @@ class BatchStore:
             )
         return None if row is None else Job(**row)
 
-    @staticmethod
-    def _stored_bytes(connection: sa.Connection, user: str) -> int:
+    def _stored_bytes(self, connection: sa.Connection, user: str) -> int:
         uploads = sa.select(sa.func.coalesce(sa.func.sum(FILES.c.size_bytes), 0)).where(
             FILES.c.user_name == user, FILES.c.path != ""
         )
         outputs = sa.select(sa.func.coalesce(sa.func.sum(JOBS.c.output_bytes), 0)).where(
             JOBS.c.user_name == user
         )
+        if self._own_folder is not None:
+            outputs = outputs.where(JOBS.c.folder.startswith(self._own_folder, autoescape=True))
         return int(
             connection.execute(uploads).scalar_one() + connection.execute(outputs).scalar_one()
         )

@@ -264,6 +264,18 @@ class Turns:
             self.set_ending(known, "failed", [problem("too_many_bad_rows", text)])
         elif job.shard_done == job.shard_total:
             self.set_ending(known, "completed", [])
+        elif text := self._too_many_bytes(job):
+            self.set_ending(known, "failed", [problem("quota_bytes", text)])
+
+    def _too_many_bytes(self, job: Job) -> str:
+        """Why no more may be stored for the user of a job, or nothing."""
+        try:
+            most = self._users.account(job.user_name).quotas.bytes
+        except UserError:
+            return ""  # removed since: what was accepted is finished
+        if most is None or self._store.stored_bytes(job.user_name) <= most:
+            return ""
+        return f"more than the {most:,} bytes that may be stored; give an output of your own"
 
     def _failed(
         self,

@@ -27,6 +27,7 @@ async def stored_upload(service: BatchService, account: Account, request: Reques
         BatchError: There is none, or it is not allowed.
         QuotaExceeded: The user has too many bytes stored.
     """
+    await run_in_threadpool(service.files.check_room, account, 0)  # before a byte is taken
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("multipart/form-data"):
         name = request.query_params.get("filename", "")

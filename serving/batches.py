@@ -330,9 +330,7 @@ class BatchService:
 
     def _folder(self, account: Account, request: BatchRequest, job: str) -> str:
         if request.output is None:
-            own = self.settings.folder.rstrip("/")
-            # Without links, as `serving.output_folder` has it.
-            return f"{own if is_remote(own) else os.path.realpath(own)}/outputs/{job}"
+            return own_outputs(self.settings.folder) + job
         allowed = [place.replace("{user}", account.user) for place in self.settings.outputs]
         # A folder of its own: two jobs never write to the same place.
         return f"{resolved_folder(request.output, allowed).rstrip('/')}/{job}"
@@ -344,6 +342,15 @@ class BatchService:
             raise QuotaExceeded(
                 f"more than {most:,} bytes are stored. Delete files and outputs.", "bytes", 3600.0
             )
+
+
+def own_outputs(folder: str) -> str:
+    """What the folders of outputs begin with that a service keeps in its own folder.
+
+    Without links, as `serving.output_folder` has it.
+    """
+    own = folder.rstrip("/")
+    return f"{own if is_remote(own) else os.path.realpath(own)}/outputs/"
 
 
 _COUNTS = ("row_total", "row_done", "row_bad", "shard_total", "shard_done", "output_bytes")

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs.errors import EnvironmentFailure, UserError
+from registry.errors import DatabaseFailure
 from serving.accounts import Quotas
 from serving.batch_output import SUCCESS
 from serving.batch_wire import describe_job
@@ -514,6 +515,33 @@ def test_quotas_say_when_to_come_back(tmp_path):
     assert error.value.code == "bytes"
     assert os.listdir(place.folder / "service/files") == []
     place.close()
+
+
+def test_outputs_that_the_service_keeps_are_bounded_while_they_grow(tmp_path):
+    """Others that lie in a place of the user's own are the user's affair."""
+    place = Place(tmp_path / "place", quotas=Quotas(bytes=6_000))
+    path = place.write(rows(3_000))
+    own = place.until(
+        place.submit(input=path, shard_rows=100, output=str(place.folder / "out/ada/own"))
+    )
+    assert own.status == "completed", own.problems
+    assert place.service._store.stored_bytes("ada") == 0
+    kept = place.until(place.submit(input=path, shard_rows=100))
+    (why,) = json.loads(kept.problems)
+    assert (kept.status, why["code"]) == ("failed", "quota_bytes")
+    assert "6,000 bytes that may be stored" in why["message"]
+    assert kept.output_bytes < own.output_bytes
+    place.close()
+
+
+def test_what_an_upload_leaves_where_the_database_fails_is_nothing(place, monkeypatch):
+    def fail(*_):
+        raise DatabaseFailure("down")
+
+    monkeypatch.setattr(place.service._store, "add_file", fail)
+    with pytest.raises(DatabaseFailure):
+        place.service.files.upload(place.account, "x.csv", [b"a,b\n1,2\n"])
+    assert os.listdir(place.folder / "service/files") == []
 
 
 @pytest.mark.parametrize(
