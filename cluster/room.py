@@ -8,6 +8,7 @@ about and follow each change of a node: a question costs nothing, whatever the n
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+_NOTHING = (0.0, 0.0)
 _SLACK = 1e-6  # sums of fractions of a CPU, as Ray counts them
 
 
@@ -60,14 +61,17 @@ class Room:
 
     def free(self, node: str) -> Worker:
         """What is free on a node; nothing on one that is not there."""
-        return Worker(*self._free.get(node, (0.0, 0.0)))
+        return Worker(*self._free.get(node, _NOTHING))
+
+    @property
+    def amounts(self) -> Mapping[str, tuple[float, float]]:
+        """CPUs and GPUs that are free, by node."""
+        return self._free
 
     def total(self) -> Worker:
         """What is free on all nodes together, whether or not it is of use."""
-        return Worker(
-            sum(cpus for cpus, _ in self._free.values()),
-            sum(gpus for _, gpus in self._free.values()),
-        )
+        cpus, gpus = zip(*self._free.values(), strict=True) if self._free else ((), ())
+        return Worker(sum(cpus), sum(gpus))
 
     def places(self, worker: Worker) -> int:
         """How many such workers would find room, over all nodes."""
@@ -156,17 +160,16 @@ class Trial:
 
     def give(self, worker: Worker, placed: Placed, sign: int = 1) -> None:
         """Suppose that a gang gives back what it holds; with sign -1, that it does not."""
-        wanted = self._shape.worker
+        # A call looks at the nodes of hundreds of gangs: no objects are made on the way.
+        wanted_cpus, wanted_gpus = self._shape.worker.cpus, self._shape.worker.gpus
+        cpus, gpus = sign * worker.cpus, sign * worker.gpus
+        supposed, room = self._free, self._room.amounts
         for node, count in placed.items():
-            before = self._free.get(node)
-            if before is None:
-                free = self._room.free(node)
-                before = (free.cpus, free.gpus)
-            change = sign * count
-            after = (before[0] + change * worker.cpus, before[1] + change * worker.gpus)
-            self._free[node] = after
-            self._places += _holds(*after, wanted.cpus, wanted.gpus)
-            self._places -= _holds(*before, wanted.cpus, wanted.gpus)
+            before = supposed.get(node) or room.get(node, _NOTHING)
+            after = (before[0] + count * cpus, before[1] + count * gpus)
+            supposed[node] = after
+            self._places += _holds(*after, wanted_cpus, wanted_gpus)
+            self._places -= _holds(*before, wanted_cpus, wanted_gpus)
 
 
 def _holds(cpus: float, gpus: float, each_cpus: float, each_gpus: float) -> int:
