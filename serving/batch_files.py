@@ -1,5 +1,6 @@
 """Files of users: uploads, kept whole until their time is over, and the outputs of jobs."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -98,11 +99,11 @@ class BatchFiles:
             created_at=now,
             expires_at=now + kept_s,
         )
-        try:
+        with contextlib.ExitStack() as undo:
+            # Without room in the quota, or without a database, nobody would know the file.
+            undo.callback(path.unlink, missing_ok=True)
             self._store.add_file(file, most)
-        except BaseException:  # no quota, or no database: nobody knows the file
-            path.unlink(missing_ok=True)
-            raise
+            undo.pop_all()
         return file
 
     def check_room(self, account: Account, size_bytes: int) -> None:
