@@ -8,12 +8,14 @@ in HAProxy's place, which corrects the configuration and becomes HAProxy.
 The environment has to be set before `ray.serve` is imported anywhere: it is read at import.
 """
 
+import fcntl
 import importlib.util
 import os
 import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from configs.errors import EnvironmentFailure
 LOOPBACK = "127.0.0.1"
 
 _LONGEST_FOLDER = 16
+_PREFIX = "ls-front-"
+_YOUNG_S = 60.0
 
 _PROGRAM = """#!/bin/sh
 # Corrects the addresses in the configuration that Ray Serve wrote, then becomes HAProxy.
@@ -69,8 +73,9 @@ def proxy_environment(front: FrontProxy) -> Iterator[Mapping[str, str]]:
     """The environment that makes Ray Serve start HAProxy in this way, for the time of a block.
 
     A folder that only this user can enter holds the program, the configuration and, with TLS, the
-    certificate and key in one file; it goes with the block. It is not below the service's folder,
-    as HAProxy's sockets are in it and a socket's path is 107 letters at most.
+    certificate and key in one file; it goes with the block, and the folder of a service that was
+    killed with the next service of the same user on this machine. It is not below the service's
+    folder, as HAProxy's sockets are in it and a socket's path is 107 letters at most.
 
     Args:
         front: Where it listens.
@@ -80,8 +85,11 @@ def proxy_environment(front: FrontProxy) -> Iterator[Mapping[str, str]]:
             or a TLS file not be read.
     """
     haproxy = haproxy_program()
-    folder = Path(tempfile.mkdtemp(prefix="lockstep-", dir=_short_temporary_folder()))
+    _remove_folders_of_the_killed()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_short_temporary_folder()))
+    mark = os.open(folder, os.O_RDONLY)  # the lock on it ends with this process, however it ends
     try:
+        fcntl.flock(mark, fcntl.LOCK_EX)
         try:
             environment = _prepared(front, folder, haproxy)
         except OSError as error:
@@ -89,6 +97,25 @@ def proxy_environment(front: FrontProxy) -> Iterator[Mapping[str, str]]:
         yield environment
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(mark)
+
+
+def _remove_folders_of_the_killed() -> None:
+    for folder in Path(_short_temporary_folder()).glob(f"{_PREFIX}*"):
+        try:
+            found = folder.lstat()
+            if found.st_uid != os.geteuid() or time.time() - found.st_mtime < _YOUNG_S:
+                continue  # another user's, or one that is not locked yet
+            mark = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            pass  # its service is alive
+        finally:
+            os.close(mark)
 
 
 def _short_temporary_folder() -> str:

@@ -1,6 +1,7 @@
 """Settings of the service, its front proxy, and the commands around it."""
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,6 +96,24 @@ def test_the_front_listens_where_it_should_and_nowhere_else(
     with proxy_environment(front) as environment:
         check_front(front, environment, tmp_path, bound)
     assert not Path(environment["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent.exists()
+
+
+def test_what_a_killed_service_left_is_removed_by_the_next_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.haproxy._short_temporary_folder", lambda: str(tmp_path))
+    front = FrontProxy("127.0.0.1", 1)
+    left, young, other = (tmp_path / name for name in ("ls-front-1", "ls-front-2", "ls-back-3"))
+    for folder in (left, young, other):
+        folder.mkdir()
+        (folder / "tls.pem").write_text("KEY\n")
+    with proxy_environment(front) as environment:
+        alive = Path(environment["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent
+        for folder in (left, other, alive):
+            os.utime(folder, (1, 1))
+        with proxy_environment(front):
+            assert not left.exists()
+            assert all(folder.is_dir() for folder in (young, other, alive))
 
 
 def check_front(
