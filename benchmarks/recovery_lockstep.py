@@ -36,16 +36,18 @@ def run_kills(options: dict[str, Any]) -> dict[str, Any]:
     """
     import ray
 
+    from cluster.runtime import on_loopback
     from lockstep.api import train
 
     # A Ray of our own: the embedded one has no room for spare hosts.
-    ray.init(
-        address="local",
-        num_cpus=options["cpus"],
-        include_dashboard=False,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
+    with on_loopback():
+        ray.init(
+            address="local",
+            num_cpus=options["cpus"],
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
     least_s, most_s = options["pauses_s"]
     blows = plan_blows(options["kills"], 2, (least_s, most_s), options["seed"])
     killer = Killer(blows, kill_host if options["victim"] == "host" else kill_process)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
-from ray._private import worker
+from ray._private import ray_constants, worker
 from ray._private.authentication import authentication_token_setup
 
 from cluster.errors import CapacityError
@@ -67,15 +67,18 @@ def session(
                 _use_token()
                 ray.init(address=address, logging_level=level, log_to_driver=is_verbose)
             else:
-                ray.init(
-                    address="local",
-                    num_cpus=max(os.cpu_count() or 1, (need.workers + need.standbys) * need.cpus),
-                    include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    logging_level=level,
-                    log_to_driver=is_verbose,
-                    _node_ip_address="127.0.0.1",
-                )
+                with on_loopback():
+                    ray.init(
+                        address="local",
+                        num_cpus=max(
+                            os.cpu_count() or 1, (need.workers + need.standbys) * need.cpus
+                        ),
+                        include_dashboard=False,
+                        object_store_memory=_OBJECT_STORE_BYTES,
+                        logging_level=level,
+                        log_to_driver=is_verbose,
+                        _node_ip_address="127.0.0.1",
+                    )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the cluster at {address}" if address else "Ray on this machine"
         raise EnvironmentFailure(f"cannot reach {where}: {error}") from error
@@ -113,6 +116,27 @@ def joined(address: str = "auto", node_ip: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """A Ray that is started in this block, with 127.0.0.1 as its address, listens there alone.
+
+    Ray takes 127.0.0.1 for the machine's address in its network, and then listens on every address,
+    unless clusters are switched off, as on desktops. Its processes inherit that from the block.
+    """
+    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = os.environ.get(variable), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[variable] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False  # it was read at import
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[1]
+        if before[0] is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before[0]
 
 
 @contextlib.contextmanager

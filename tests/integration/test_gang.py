@@ -1,5 +1,6 @@
 """The process layer with stand-ins for training: forming, failing, stopping, leaving nothing."""
 
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -144,6 +145,28 @@ def test_a_stop_reaches_all_ranks(tmp_path: Path) -> None:
     result = handle.result()
     assert result["stopped"] == "enough"
     assert sorted(entry[:2] for entry in messages(result, "said")) == [(1, 0), (1, 1)]
+
+
+def listening(process: psutil.Process) -> set[str]:
+    with contextlib.suppress(psutil.Error):
+        return {
+            connection.laddr.ip.removeprefix("::ffff:")
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+    return set()
+
+
+def test_nothing_listens_beyond_loopback(tmp_path: Path) -> None:
+    handle = start(tmp_path, {(1, 0): "until stopped", (1, 1): "until stopped"})
+    while not any(event["event"] == "step" for event in handle.events(1.0)):
+        pass
+    this = psutil.Process()
+    of_all = [listening(process) for process in (this, *this.children(recursive=True))]
+    handle.request_stop("enough")
+    handle.result()
+    assert sum(bool(addresses) for addresses in of_all) >= 4  # Ray's own, the driver and the actors
+    assert set().union(*of_all) <= {"127.0.0.1", "::1"}
 
 
 @pytest.mark.parametrize("standbys", [0, 1])
