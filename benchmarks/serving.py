@@ -281,7 +281,7 @@ def main() -> int:
         is_quick=options.quick,
         rows=[*rows.values(), *batch.values(), *ratios, *batch_ratios],
         targets=[*targets, *batch_targets],
-        about=(*_ABOUT, BATCH_ABOUT),
+        about=(*_ABOUT, *BATCH_ABOUT),
         not_measured=_NOT_MEASURED,
         conditions=conditions(_PACKAGES),
     ).conclude()
