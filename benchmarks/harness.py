@@ -139,6 +139,7 @@ class Report:
         about: What is measured and how, as Markdown paragraphs.
         not_measured: What a reader could expect and will not find, one sentence each.
         conditions: Versions and machine.
+        program: Module and options that gave it, where it is not the module named as the topic.
     """
 
     topic: str
@@ -148,11 +149,13 @@ class Report:
     about: Sequence[str]
     not_measured: Sequence[str]
     conditions: Mapping[str, str] = field(default_factory=lambda: conditions())
+    program: str = ""
 
     @property
     def command(self) -> str:
         """What gave it."""
-        return f"python -m benchmarks.{self.topic}{' --quick' if self.is_quick else ''}"
+        program = self.program or self.topic
+        return f"python -m benchmarks.{program}{' --quick' if self.is_quick else ''}"
 
     def conclude(self) -> int:
         """Print the tables, write the files unless it was a quick run; returns the exit status."""

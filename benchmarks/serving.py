@@ -54,7 +54,7 @@ _ABOUT = (
     "Rows a second: requests of 1,000 rows by 8 clients, whole answers of 1,000 predictions.",
 )
 _NOT_MEASURED = (
-    "More than one machine, GPUs, TLS; inputs and outputs of batch jobs in object stores.",
+    "More than one machine, GPUs, TLS.",
     "Server and load share the two cores; both take part of them.",
 )
 
@@ -268,23 +268,52 @@ def ratios_and_targets(rows: Mapping[str, Row]) -> tuple[list[Row], list[Target]
 
 def main() -> int:
     """Measure, print, write; returns the exit status."""
-    options = arguments("The prediction service beside plain Ray Serve.").parse_args()
+    parser = arguments("The prediction service beside plain Ray Serve and Ray Data.")
+    parser.add_argument("--part", choices=("all", "online", "batch"), default="all")
+    options = parser.parse_args()
+    parts = ("online", "batch") if options.part == "all" else (options.part,)
+    repeats = 1 if options.quick else options.repeats
+    measured = {"online": online_report, "batch": batch_report}
+    return max([measured[part](options.quick, repeats).conclude() for part in parts])
+
+
+def online_report(is_quick: bool, repeats: int) -> Report:
+    """Requests of clients, answered at once."""
     with tempfile.TemporaryDirectory(prefix="bench-serving-") as folder:
-        trials = Trials(Path(folder), 1.0 if options.quick else _SECONDS)
-        with LookOut(0.0 if options.quick else 120.0) as look_out:
-            repeats = 1 if options.quick else options.repeats
-            rows = measure(trials.peers(), repeats, look_out, 0 if options.quick else 1)
-            batch, batch_ratios, batch_targets = batch_rows(options.quick, repeats, look_out)
+        trials = Trials(Path(folder), 1.0 if is_quick else _SECONDS)
+        with _look_out(is_quick) as look_out:
+            rows = measure(trials.peers(), repeats, look_out, 0 if is_quick else 1)
     ratios, targets = ratios_and_targets(rows)
     return Report(
         topic="serving",
-        is_quick=options.quick,
-        rows=[*rows.values(), *batch.values(), *ratios, *batch_ratios],
-        targets=[*targets, *batch_targets],
-        about=(*_ABOUT, *BATCH_ABOUT),
+        is_quick=is_quick,
+        rows=[*rows.values(), *ratios],
+        targets=targets,
+        about=_ABOUT,
         not_measured=_NOT_MEASURED,
         conditions=conditions(_PACKAGES),
-    ).conclude()
+        program="serving --part online",
+    )
+
+
+def batch_report(is_quick: bool, repeats: int) -> Report:
+    """Jobs, from Parquet to Parquet."""
+    with _look_out(is_quick) as look_out:
+        rows, ratios, targets = batch_rows(is_quick, repeats, look_out)
+    return Report(
+        topic="serving-batch",
+        is_quick=is_quick,
+        rows=[*rows.values(), *ratios],
+        targets=targets,
+        about=BATCH_ABOUT,
+        not_measured=("More than one machine, GPUs; inputs and outputs in object stores.",),
+        conditions=conditions(_PACKAGES),
+        program="serving --part batch",
+    )
+
+
+def _look_out(is_quick: bool) -> LookOut:
+    return LookOut(0.0 if is_quick else 120.0)
 
 
 if __name__ == "__main__":

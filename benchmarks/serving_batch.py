@@ -184,7 +184,13 @@ def run_ray(options: dict[str, Any]) -> dict[str, Any]:
     import ray
 
     cpus = os.cpu_count() or 1
-    ray.init(num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
 
     artifact = str((_FOLDER / "artifact" / "model.keras").absolute())
