@@ -14,6 +14,8 @@ from fastapi import FastAPI
 from ray import serve
 from starlette.requests import Request
 
+from cluster.runtime import on_loopback
+
 NAMES = [f"x{number}" for number in range(9)]
 
 
@@ -51,13 +53,14 @@ def application(kind: str, model_file: str) -> Any:
 
 def main(kind: str, port: str, model_file: str) -> None:
     """Serve until standard input ends."""
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-    )
+    with on_loopback():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address="127.0.0.1",
+        )
     serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
     serve.run(application(kind, model_file), route_prefix="/")
     print("ready", flush=True)
