@@ -9,8 +9,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve._private import replica
 
 from configs.load import load_service
 from serving.app import build_app
@@ -41,6 +43,7 @@ class Online:
     """
 
     def __init__(self, values: dict[str, Any], beside: Any = None) -> None:
+        _stay_on_loopback()
         self._settings = settings_of(values)
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
@@ -58,6 +61,7 @@ class Dispatcher:
     """
 
     def __init__(self, values: dict[str, Any]) -> None:
+        _stay_on_loopback()
         settings = settings_of(values)
         log_to(Path(settings.folder) / "logs")
         self._dispatching = Dispatching(settings)
@@ -71,6 +75,23 @@ class Dispatcher:
     def __del__(self) -> None:
         """End with the shards under way."""
         self._dispatching.stop()
+
+
+def _stay_on_loopback() -> None:
+    """Where Ray keeps to loopback, so does the server that each replica has for other replicas.
+
+    Ray Serve binds it to every address, once the replica's own class is made, and it believes what
+    it is sent.
+    """
+    if ray.util.get_node_ip_address() != LOOPBACK:
+        return  # other nodes have to reach it
+    bind = replica.add_port_to_grpc_server
+
+    def bind_here(server: Any, address: str) -> int:
+        port: int = bind(server, address.replace("[::]", LOOPBACK))
+        return port
+
+    replica.add_port_to_grpc_server = bind_here
 
 
 def application(settings: Settings) -> serve.Application:
