@@ -139,6 +139,12 @@ def on_loopback() -> Iterator[None]:
             os.environ[variable] = before[0]
 
 
+def node_address() -> str:
+    """Where others of the cluster find this node; 127.0.0.1 for an embedded Ray."""
+    address: str = ray.util.get_node_ip_address()
+    return address
+
+
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
     """What this process does at SIGTERM stays so: Ray's core installs a handler that ends it."""

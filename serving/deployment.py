@@ -9,11 +9,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve._private import replica
 
+from cluster.runtime import node_address
 from configs.load import load_service
 from serving.app import build_app
 from serving.assembly import (
@@ -83,7 +83,7 @@ def _stay_on_loopback() -> None:
     Ray Serve binds it to every address, once the replica's own class is made, and it believes what
     it is sent.
     """
-    if ray.util.get_node_ip_address() != LOOPBACK:
+    if node_address() != LOOPBACK:
         return  # other nodes have to reach it
     bind = replica.add_port_to_grpc_server
 
