@@ -1,6 +1,5 @@
 """The process layer with stand-ins for training: forming, failing, stopping, leaving nothing."""
 
-import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from cluster.errors import RetriesExhausted
 from cluster.gang import GangSpec
 from cluster.handle import RunHandle
 from configs.errors import UserCodeError, UserError
+from tests.support.listening import listening
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 ROOT = Path(__file__).parents[2]
@@ -145,16 +145,6 @@ def test_a_stop_reaches_all_ranks(tmp_path: Path) -> None:
     result = handle.result()
     assert result["stopped"] == "enough"
     assert sorted(entry[:2] for entry in messages(result, "said")) == [(1, 0), (1, 1)]
-
-
-def listening(process: psutil.Process) -> set[str]:
-    with contextlib.suppress(psutil.Error):
-        return {
-            connection.laddr.ip.removeprefix("::ffff:")
-            for connection in process.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN
-        }
-    return set()
 
 
 def test_nothing_listens_beyond_loopback(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from registry.store import Registry
 from serving.accounts import Accounts
+from tests.support.listening import listening
 from tests.support.served import MODEL, Served, divided, prepare, served
 
 pytestmark = pytest.mark.long
@@ -117,17 +118,6 @@ def members(service: Served) -> dict[str, list[psutil.Process]]:
                 kind = next((kind for kind in kinds if kind in words), "other")
                 found.setdefault(kind, []).append(process)
     return found
-
-
-def listening(process: psutil.Process) -> set[str]:
-    """Addresses that a process listens on."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return {
-            connection.laddr.ip.removeprefix("::ffff:")
-            for connection in process.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN
-        }
-    return set()
 
 
 def test_nothing_but_the_one_port_is_open_beyond_loopback(service: Served) -> None:
